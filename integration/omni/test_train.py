@@ -1,0 +1,306 @@
+"""`loongforge train` on image files: killed and resumed, on other layouts, exported, and judged by transformers."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import command_line
+import numpy as np
+import omni_run
+import pytest
+import tiny_vlm
+import torch
+from PIL import Image
+
+from loongforge.core.checkpoint.directory import RunDirectory, read_manifest
+from loongforge.core.config.resolve import resolve
+from loongforge.core.testing import run_distributed
+from loongforge.data.shards import write_shards
+
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
+TEMPLATE = """{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string %}{{- message.content }}{% else %}
+{%- for part in message.content %}
+{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}
+{%- endfor %}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+LIMITS = {"shortest_edge": 64, "longest_edge": 1024}
+STEPS, EVERY = 8, 2
+"""Steps of a run, and between its checkpoints."""
+HELD_OUT = 4
+SHAPE = [
+    "--training-phase", "sft", "--fp32", "--seq-length", "192", "--micro-batch-size", "1", "--global-batch-size", "4",
+    "--train-iters", STEPS, "--save-interval", EVERY, "--lr", "3e-3", "--min-lr", "3e-4", "--weight-decay", "0.1",
+    "--lr-warmup-iters", "2", "--eval-iters", "1", "--eval-interval", "4", "--num-workers", "0",
+    "--min-pixels", LIMITS["shortest_edge"], "--max-pixels", LIMITS["longest_edge"], "--video-min-pixels", "64",
+    "--video-max-pixels", "512",
+]  # fmt: skip
+TP2 = ["--tensor-model-parallel-size", "2", "+model.image_encoder.tensor-model-parallel-size=1"]
+AHEAD = ["--pipeline-model-parallel-size", "2", "--enable-full-hetero-dp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """What a user has before training."""
+
+    model: Path
+    """Weights, tokenizer and processor as transformers saves them."""
+    data: Path
+    """`train.jsonl`, `valid.jsonl` and the files they name; the same rows in `shards`."""
+
+    def words(self, save: Path, *more: object, data: str = "train.jsonl") -> list[str]:
+        """A command line without its verb."""
+        files = ["--data-path", self.data / data, "--valid-data-path", self.data / "valid.jsonl"]
+        words = ["--load", self.model, "--save", save, "data.data_cache_path=" + str(save / "cache"), *SHAPE, *files]
+        return [str(word) for word in (*words, *more)]  # of a flag that comes twice the later one counts
+
+
+@pytest.fixture(scope="module")
+def folder(megatron: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A tiny Qwen3-VL whose tokenizer knows bytes, and conversations about pictures."""
+    path = tmp_path_factory.mktemp("train")
+    make_model(path / "model")
+    make_data(path / "data")
+    return Folder(model=path / "model", data=path / "data")
+
+
+def make_model(path: Path) -> None:
+    import transformers as hf
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    )
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    images = hf.Qwen2VLImageProcessorPil(size=LIMITS, patch_size=4, merge_size=2, **half)
+    videos = hf.Qwen3VLVideoProcessor(patch_size=4, merge_size=2, **half)
+    processor = hf.Qwen3VLProcessor(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=TEMPLATE
+    )
+    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in SPECIAL}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = {**tiny_vlm.TEXT, "vocab_size": len(tokenizer) + 2, "head_dim": 16, "rope_parameters": rope}
+    config = hf.Qwen3VLConfig(
+        vision_config=tiny_vlm.qwen3_vision(),
+        text_config={**text, "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = hf.Qwen3VLForConditionalGeneration(config)
+    tiny_vlm.randomise(model)
+    model.save_pretrained(path, max_shard_size="300KB")
+    processor.save_pretrained(path)
+
+
+def make_data(path: Path) -> None:
+    """Rows with one image, two, and none, some with a video; JPEG and PNG of unequal size."""
+    path.mkdir()
+    make_video(path / "moves.mp4")
+    generator = np.random.default_rng(5)
+    rows: list[dict[str, Any]] = []
+    for number in range(24):
+        names: list[str] = []
+        for which in range((1, 2, 0)[number % 3]):
+            height, width = generator.integers(9, 40, size=2).tolist()
+            name = f"{number}-{which}.{('jpg', 'png')[(number + which) % 2]}"
+            # Smooth waves, so that a lossy format keeps what they are.
+            y, x = np.mgrid[0:height, 0:width] / (3.0 + number % 12)
+            waves = np.stack([np.sin(x + 2 * which), np.cos(y - x), np.sin(y)], -1)
+            Image.fromarray(((waves + 1) * 127).astype(np.uint8)).save(path / name)
+            names.append(name)
+        asked = "<image>" * len(names) + f"Number {number}?"
+        answer = f"It has {len(names)} pictures, and is {'odd' if number % 2 else 'even'}."
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": messages, "images": names})
+        if number % 8 == 3:
+            messages[0]["content"] = f"<video>{asked}"
+            rows[-1]["videos"] = ["moves.mp4"]
+    for file, chosen in (("train", rows[:-HELD_OUT]), ("valid", rows[-HELD_OUT:])):
+        (path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    samples: list[tuple[str, dict[str, bytes]]] = []
+    for at, row in enumerate(rows[:-HELD_OUT]):
+        media = {name: (path / name).read_bytes() for name in [*row["images"], *row.get("videos", ())]}
+        samples.append((f"{at:03d}", {"json": json.dumps(row).encode(), **media}))
+    write_shards(samples, path / "shards")
+
+
+def make_video(path: Path) -> None:
+    import av
+
+    y, x = np.mgrid[0:24, 0:32] / 5.0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for number in range(9):
+            waves = np.stack([np.sin(x + number), np.cos(y), np.sin(y - number)], -1)
+            frame = av.VideoFrame.from_ndarray(((waves + 1) * 127).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def train(words: list[str], world: int = 1) -> str:
+    """Train in forked workers, which share one import of megatron-core; what rank 0 printed."""
+    config = resolve(words, note=lambda _: None)
+
+    def work(worker: Any) -> str:
+        from loongforge.core.run import train
+
+        said = io.StringIO()
+        with redirect_stdout(said):
+            train(config)
+        return said.getvalue()
+
+    return run_distributed(work, world, timeout=120)[0]
+
+
+def curve(run: Path) -> list[tuple[Any, ...]]:
+    """What must be equal to the bit: step, loss, gradient norm, held-out loss, samples."""
+    names = ("step", "loss", "grad_norm", "valid_loss", "consumed_samples")
+    return [tuple(row.get(name) for name in names) for row in command_line.metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, on one process; never changed by a test."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(folder.words(run, "--save-hf"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run as the command starts it, killed behind its first checkpoint; never changed by a test."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    words = [command_line.COMMAND, "train", *folder.words(run)]
+    with subprocess.Popen(
+        words, cwd=folder.data, env=command_line.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while RunDirectory(run).latest() is None:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()[-2000:]
+            time.sleep(0.002)
+        command_line.kill_group(process, signal.SIGKILL)
+    assert RunDirectory(run).steps()[-1] < STEPS, "it was killed before its end"
+    return run
+
+
+def resumed(killed: Path, folder: Folder, run: Path, world: int = 1, *flags: object) -> str:
+    """Go on from a copy of the killed run."""
+    shutil.copytree(killed, run)
+    latest = RunDirectory(killed).latest()
+    assert latest
+    said = train(folder.words(run, *flags), world)
+    assert f"Resuming at step {read_manifest(latest).step}," in said
+    return said
+
+
+def test_it_learns(whole: Path) -> None:
+    losses = command_line.losses(whole)
+    assert len(losses) == STEPS
+    assert losses[-1] < 0.8 * losses[0]
+    assert [step for step, _, _, held_out, _ in curve(whole) if held_out is not None] == [4, 8]
+
+
+def test_resumed_as_it_was_is_the_same_to_the_bit(killed: Path, whole: Path, folder: Folder, tmp_path: Path) -> None:
+    resumed(killed, folder, tmp_path / "run", 1, "--save-hf")
+    assert curve(tmp_path / "run") == curve(whole)
+    one, two = omni_run.read(tmp_path / "run" / "hf"), omni_run.read(whole / "hf")
+    assert one.keys() == two.keys()
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("world", "flags"),
+    [(1, AHEAD[-1:]), (2, TP2), (2, AHEAD), (2, []), (4, [*TP2, *AHEAD])],
+    ids=["ahead", "tp2, encoder tp1", "pp2, ahead", "two replicas", "tp2 x pp2, ahead"],
+)
+def test_resumed_on_another_layout(
+    world: int, flags: list[str], killed: Path, whole: Path, folder: Folder, tmp_path: Path
+) -> None:
+    resumed(killed, folder, tmp_path / "run", world, *flags)
+    for ours, theirs in zip(curve(tmp_path / "run"), curve(whole), strict=True):
+        assert (ours[0], ours[-1]) == (theirs[0], theirs[-1])
+        assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+        assert (ours[3] is None) == (theirs[3] is None)
+        assert ours[3] is None or ours[3] == pytest.approx(theirs[3], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [("train.jsonl", ["--num-workers", "2"]), ("shards", [])],
+    ids=["two workers", "shards"],
+)
+def test_however_the_data_is_read(data: str, flags: list[str], whole: Path, folder: Folder, tmp_path: Path) -> None:
+    train(folder.words(tmp_path / "run", *flags, data=data))
+    assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_layouts_that_pack_otherwise(folder: Folder, tmp_path: Path) -> None:
+    """Context and sequence parallelism lengthen packed segments: unpacked, their steps see the same samples."""
+    flags = ["data.packing=false", "--train-iters", "3", "--eval-interval", "3"]
+    train(folder.words(tmp_path / "one", *flags))
+    layouts = {"cp": ["--context-parallel-size", "2", *AHEAD[-1:]], "sp": [*TP2, "--sequence-parallel"]}
+    for name, layout in layouts.items():
+        train(folder.words(tmp_path / name, *flags, *layout), 2)
+        for ours, theirs in zip(curve(tmp_path / name), curve(tmp_path / "one"), strict=True):
+            assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+            assert (ours[3] or 0) == pytest.approx(theirs[3] or 0, rel=1e-5)
+
+
+def test_transformers_says_the_same_of_the_export(whole: Path, folder: Folder) -> None:
+    """The exported directory holds all that transformers needs; its loss on the held-out files is the one we measured.
+
+    Its processor reads the same images and writes the same conversations.
+    """
+    import transformers as hf
+
+    directory = whole / "hf"
+    model = hf.AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    processor = hf.AutoProcessor.from_pretrained(directory)
+    # Of its two ways to resize this is the one without a second rounding.
+    processor.image_processor = hf.AutoImageProcessor.from_pretrained(directory, backend="pil")
+    total, count = 0.0, 0
+    for line in (folder.data / "valid.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        user, assistant = (message["content"] for message in row["messages"])
+        parts = [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": user.replace("<image>", "")}]
+        turns: list[Any] = [{"role": "user", "content": parts}]
+        asked = processor.apply_chat_template(turns, add_generation_prompt=True)
+        text = processor.apply_chat_template([*turns, {"role": "assistant", "content": assistant}])
+        assert text.startswith(asked)
+        images = [Image.open(folder.data / name).convert("RGB") for name in row["images"]] or None
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+        learnt = len(processor.tokenizer(text[len(asked) :].removesuffix("\n"))["input_ids"])
+        tail = len(processor.tokenizer("\n")["input_ids"])
+        ids = inputs["input_ids"][0]
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        wanted = slice(len(ids) - tail - learnt, len(ids) - tail)
+        losses = torch.nn.functional.cross_entropy(logits[wanted.start - 1 : wanted.stop - 1], ids[wanted])
+        total, count = total + float(losses) * learnt, count + learnt
+    measured = [held_out for _, _, _, held_out, _ in curve(whole) if held_out is not None][-1]
+    assert total / count == pytest.approx(measured, rel=1e-5)

@@ -1,0 +1,1 @@
+"""Acme's LLaMA models for LoongForge. Importing this does nothing; see spec.py."""

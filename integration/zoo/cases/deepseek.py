@@ -1,0 +1,88 @@
+"""DeepSeek-V2, V2-Lite and V3: latent attention, dense layers in front, experts in groups and a shared one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from case import EXPERTS, Case
+
+SHARED: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "ep_size": 1,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 48,
+    "initializer_range": 0.02,
+    "intermediate_size": 80,
+    "kv_lora_rank": 14,
+    "max_position_embeddings": 64,
+    "moe_intermediate_size": 20,  # transformers multiplies experts in blocks of 16 bytes
+    "moe_layer_freq": 1,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 6,
+    "qk_nope_head_dim": 18,
+    "qk_rope_head_dim": 6,
+    "rms_norm_eps": 1e-5,  # the two latent norms have 1e-6 whatever this says
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 4.0,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 16,
+        "type": "yarn",
+    },
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "v_head_dim": 16,
+    "vocab_size": 131,
+}
+V2: dict[str, Any] = {
+    **SHARED,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "n_group": 8,
+    "n_routed_experts": 24,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_experts_per_tok": 6,
+    "q_lora_rank": 26,
+    "routed_scaling_factor": 4.0,
+    "scoring_func": "softmax",
+    "topk_group": 3,
+    "topk_method": "group_limited_greedy",
+}
+LITE = {**V2, "n_group": 1, "q_lora_rank": None, "routed_scaling_factor": 1.0, "topk_group": 1, "topk_method": "greedy"}
+V3: dict[str, Any] = {
+    **SHARED,
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "n_group": 4,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 6,  # not twice topk_group: a group's score is that of its two best whatever is chosen
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": 26,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 2,
+    "topk_method": "noaux_tc",
+}
+
+CASES = {
+    "deepseek_v2": Case(family="deepseek2", config=V2, layouts=EXPERTS),
+    "deepseek_v2_lite": Case(family="deepseek2", config=LITE, layouts=("one", "tp2-sp", "ep2")),
+    "deepseek_v3": Case(
+        family="deepseek3",
+        config=V3,
+        layouts=EXPERTS,
+        flags=("--moe-router-bias-update-rate", "0"),  # the reference leaves the bias of the choice alone
+    ),
+}

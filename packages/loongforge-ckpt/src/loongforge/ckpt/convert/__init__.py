@@ -1,0 +1,1 @@
+"""`loongforge convert`: between a Hugging Face directory and a checkpoint of ours, without training."""

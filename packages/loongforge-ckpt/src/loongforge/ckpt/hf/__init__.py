@@ -1,0 +1,1 @@
+"""The Hugging Face checkpoint format: a directory of safetensors, `config.json` and tokenizer files."""

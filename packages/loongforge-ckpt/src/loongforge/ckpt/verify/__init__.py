@@ -1,0 +1,1 @@
+"""`loongforge verify`: our model against transformers', number by number."""

@@ -1,0 +1,1 @@
+"""The thin trainer: config -> plan -> model -> data -> step -> checkpoint, on unmodified megatron-core."""

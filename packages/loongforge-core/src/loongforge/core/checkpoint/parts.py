@@ -1,0 +1,98 @@
+"""The components of this rank's model as a movement of weights sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from loongforge.core import plugins
+from loongforge.core.checkpoint.contract import WeightPart
+from loongforge.core.checkpoint.sources import Prefixes, composition_of
+from loongforge.core.megatron.groups import World
+from loongforge.core.model.weights import Rule, WeightTable
+from loongforge.core.plan import Plan
+
+
+def parts_of(
+    plan: Plan, world: World, chunks: Sequence[Any], tower: Any, prefixes: Mapping[str, Prefixes] | None = None
+) -> tuple[WeightPart, ...]:
+    """All components, in the order data takes, with the names of a whole model; wrappers are taken off.
+
+    `prefixes` are those of the run's composition when not given; a foundation alone keeps its own names.
+    """
+    model = plan.config.model
+    composition = composition_of(model)
+    if prefixes is None and composition is not None and composition.prefixes is not None:
+        prefixes = composition.prefixes()(model)
+    return tuple(
+        part_of(plan, world, chunks, tower, component, (prefixes or {}).get(component))
+        for component in model.components
+    )
+
+
+def part_of(
+    plan: Plan, world: World, chunks: Sequence[Any], tower: Any, component: str, prefixes: Prefixes | None = None
+) -> WeightPart:
+    """One component, with its own Hugging Face names or those that `prefixes` make of them."""
+    config = plan.config.model.components[component]
+    table: WeightTable = plugins.load("models", config.family).weights()(config.geometry)
+    foundation = component == "foundation"
+    if foundation:
+        modules: list[torch.nn.Module] = [unwrap(chunk) for chunk in chunks]
+    else:
+        modules = [] if tower is None else [unwrap(tower).get_submodule(component)]
+    groups = world.groups if foundation else world.encoder_groups
+    return WeightPart(
+        component=component,
+        chunks=modules,
+        table=table if prefixes is None else renamed(table, prefixes),
+        groups=groups if modules else None,
+        vocab_size=plan.geometry.vocab_size if foundation else 0,
+    )
+
+
+def unwrap(chunk: Any) -> torch.nn.Module:
+    """The model inside megatron-core's wrappers."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def renamed(table: WeightTable, prefixes: Prefixes) -> WeightTable:
+    """The table with Hugging Face names as a whole model spells them.
+
+    A rule whose tensors have no place in the whole is left out: its parameter is an error when weights move.
+    """
+    rules = [_renamed_rule(rule, prefixes) for rule in table.rules]
+    ignored = [_renamed_pattern(pattern, prefixes) for pattern in table.ignored_hf]
+    return replace(table, rules=tuple(rule for rule in rules if rule is not None), ignored_hf=tuple(ignored))
+
+
+def _renamed_rule(rule: Rule, prefixes: Prefixes) -> Rule | None:
+    names: dict[str, str] = {}
+    for field in fields(rule):
+        value: Any = getattr(rule, field.name)
+        if field.name == "megatron" or not isinstance(value, str):
+            continue
+        pair = _first_that_fits(value, prefixes)
+        if pair is None:
+            return None
+        names[field.name] = pair[1] + value.removeprefix(pair[0])
+    return replace(rule, **names)  # pyright: ignore[reportArgumentType]
+
+
+def _renamed_pattern(pattern: str, prefixes: Prefixes) -> str:
+    """A regular expression of the component's names; one that begins with none of them may match anywhere."""
+    spellings = [(begin, re.escape(whole)) for own, whole in prefixes for begin in dict.fromkeys((re.escape(own), own))]
+    pair = _first_that_fits(pattern, spellings)
+    if pair is None:
+        return pattern
+    return f"{pair[1]}(?:{pattern.removeprefix(pair[0])})"
+
+
+def _first_that_fits(text: str, spellings: Collection[tuple[str, str]]) -> tuple[str, str] | None:
+    return next(((begin, whole) for begin, whole in spellings if text.startswith(begin)), None)

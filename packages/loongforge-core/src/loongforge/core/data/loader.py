@@ -1,0 +1,244 @@
+"""From samples by number to the micro-batches of one rank.
+
+Optimizer step `g` of a run that began at sample `s` is made of the samples `s + g*G` to `s + (g+1)*G - 1`, where
+`G = micro_batch_size x dp_size x num_microbatches`. Micro-batch `m` of data parallel rank `d` holds the
+`micro_batch_size` samples from `s + g*G + (m*dp_size + d) * micro_batch_size` on. Which samples a step sees therefore
+depends on `s`, `g` and `G` alone, never on the number of ranks, the micro-batch size or the number of workers.
+
+Every rank of a tensor, pipeline or context parallel group reads the samples of its data parallel rank by itself: a
+source is deterministic and answers any number, so nothing is broadcast.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from loongforge.core.data.contract import Sample, SampleSource
+from loongforge.core.errors import DataError
+
+MicroBatch = dict[str, Any]
+"""`tokens`, `labels` int64 and `loss_mask` float32, `[B, S]` = `[micro_batch_size, seq_length]`, `position_ids` int64
+`[B, S]`, or `[3, B, S]` of three rows, and `sample_ids` int64 `[B]`.
+
+A packed micro-batch is one row, `[1, B * S]` (and `[3, 1, B * S]`), with `cu_seqlens` int32 `[segments + 1]` over the
+whole row and `max_seqlen`, the int length of its longest segment.
+
+For a model that sees: `grid` int64 `[n, 3]`, (t, h, w) in patches of all items, sample after sample; `items_of` int64
+`[B]`, how many of them each sample has; `visual_positions` int64 `[features]`, ascending, into `[B * S]`; and `pixels`
+float32 `[P, patch_dim]`, the items' patches, absent without items and where they are not wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderShape:
+    """Which samples one rank reads, and how."""
+
+    micro_batch_size: int
+    num_microbatches: int
+    """Micro-batches of one rank per optimizer step."""
+    dp_rank: int = 0
+    dp_size: int = 1
+    num_workers: int = 0
+    """Worker processes; 0 reads in the calling process. The order is the same for any number."""
+    start_sample: int = 0
+    """Samples consumed before, by all ranks together."""
+    position_rank: int = 1
+    """Rows of position ids; a source of text alone gives one, which is repeated."""
+    visual: bool = False
+    """Micro-batches say which items they hold, also when a source knows none."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.dp_rank < self.dp_size, f"dp_rank {self.dp_rank} of {self.dp_size}"
+        assert min(self.micro_batch_size, self.num_microbatches) > 0, "batch sizes are positive"
+        assert min(self.num_workers, self.start_sample) >= 0, "workers and position are not negative"
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step over all ranks."""
+        return self.micro_batch_size * self.dp_size * self.num_microbatches
+
+    def samples(self, count: int) -> Iterator[list[int]]:
+        """Sample numbers of each micro-batch of this rank, for the whole steps that fit before sample `count`."""
+        step = self.start_sample
+        while step + self.global_batch_size <= count:
+            for number in range(self.num_microbatches):
+                first = step + (number * self.dp_size + self.dp_rank) * self.micro_batch_size
+                yield list(range(first, first + self.micro_batch_size))
+            step += self.global_batch_size
+
+
+class Loader:
+    """Iterates over the micro-batches of this rank, `num_microbatches` per optimizer step.
+
+    Ends (`StopIteration`) when the source has no samples for another whole step. A sample that cannot be read raises
+    `DataError` with its number. Close it when the run ends early, or use it as a context manager.
+    """
+
+    def __init__(self, source: SampleSource, shape: LoaderShape) -> None:
+        self._shape = shape
+        self._steps = 0
+        self._handed_out = 0
+        self._waited = 0.0
+        with warnings.catch_warnings():
+            # Workers only read arrays: no thread here holds a lock they need, and they leave processors idle.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            loader = DataLoader(
+                _Guarded(source),
+                batch_sampler=shape.samples(len(source)),  # pyright: ignore[reportArgumentType]
+                num_workers=shape.num_workers,
+                collate_fn=list,
+                worker_init_fn=_outlive_signals if shape.num_workers else None,
+                prefetch_factor=2 if shape.num_workers else None,
+                multiprocessing_context="fork" if shape.num_workers else None,
+                generator=torch.Generator(),  # the global one would shift the model's random numbers
+            )
+            self._batches = iter(loader)
+
+    @property
+    def position(self) -> int:
+        """Samples consumed by all ranks: moves on when the last micro-batch of a step has been handed out."""
+        return self._shape.start_sample + self._steps * self._shape.global_batch_size
+
+    @property
+    def waited(self) -> float:
+        """Seconds the caller has waited for data so far."""
+        return self._waited
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> MicroBatch:
+        """The next micro-batch."""
+        began = time.perf_counter()
+        try:
+            samples = next(self._batches)
+        except RuntimeError as error:  # torch raises it when a worker process is gone
+            raise DataError(
+                f"a data worker ended after sample {self.position}: {error}. It may have run out of memory: "
+                f"try a smaller --num-workers, 0 reads in the training process."
+            ) from error
+        batch = _collate(samples, self._shape)
+        self._waited += time.perf_counter() - began
+        self._handed_out += 1
+        if self._handed_out == self._shape.num_microbatches:
+            self._handed_out = 0
+            self._steps += 1
+        return batch
+
+    def step(self) -> list[MicroBatch]:
+        """All micro-batches of the next optimizer step; `DataError` when the source is at its end."""
+        try:
+            return [next(self) for _ in range(self._shape.num_microbatches)]
+        except StopIteration:
+            raise DataError(
+                f"no data for another step at sample {self.position}: the source has fewer than "
+                f"{self.position + self._shape.global_batch_size} samples."
+            ) from None
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._batches = iter(())
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    number: int
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    number: int
+    reason: str
+
+
+class _Guarded(Dataset[Any]):
+    """The source for torch's loader: a failure travels to the trainer as a value, not as a worker's stack trace."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self._source = source
+
+    def __getitem__(self, number: int) -> _Numbered | _Failed:
+        try:
+            return _Numbered(number, self._source[number])
+        except DataError as error:
+            return _Failed(number, str(error))
+        except Exception as error:  # noqa: BLE001  any source's failure is told with its sample number, in the trainer
+            return _Failed(number, f"{type(error).__name__}: {error}")
+
+
+def _outlive_signals(_: int) -> None:
+    """Leave SIGTERM and SIGINT to the trainer: it needs data to finish its step. Workers end with their parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _collate(answers: list[_Numbered | _Failed], shape: LoaderShape) -> MicroBatch:
+    samples: list[Sample] = []
+    for answer in answers:
+        if isinstance(answer, _Failed):
+            raise DataError(f"sample {answer.number} cannot be read: {answer.reason}")
+        samples.append(answer.sample)
+    numbers = [answer.number for answer in answers]
+    segments = [sample["cu_seqlens"] for sample in samples if "cu_seqlens" in sample]
+    if 0 < len(segments) < len(samples):
+        raise DataError(f"samples {numbers}: packed and unpacked ones do not mix.")
+    fields = ("tokens", "labels", "loss_mask")
+    batch: MicroBatch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in fields}
+    batch["position_ids"] = _position_ids(samples, shape.position_rank)
+    batch["sample_ids"] = torch.tensor(numbers)
+    rows, length = batch["tokens"].shape
+    if segments:
+        batch |= {name: batch[name].reshape(1, rows * length) for name in fields}
+        positions = batch["position_ids"]
+        batch["position_ids"] = positions.reshape(*positions.shape[:-2], 1, rows * length)
+        ends = [borders[1:] + row * length for row, borders in enumerate(segments)]
+        cu_seqlens = np.concatenate([np.zeros(1, dtype=np.int32), *ends]).astype(np.int32)
+        batch["cu_seqlens"] = torch.from_numpy(cu_seqlens)
+        batch["max_seqlen"] = int(np.diff(cu_seqlens).max())
+    if shape.visual:
+        batch |= _visual(samples, numbers, length)
+    return batch
+
+
+def _position_ids(samples: list[Sample], rank: int) -> torch.Tensor:
+    """`[B, S]`, or `[rank, B, S]`."""
+    rows = [sample["position_ids"] for sample in samples]
+    if rank > 1:
+        rows = [np.broadcast_to(row, (rank, row.shape[-1])) for row in rows]
+    return torch.from_numpy(np.stack(rows, axis=-2))
+
+
+def _visual(samples: list[Sample], numbers: list[int], length: int) -> MicroBatch:
+    """Items of all samples; positions count through the whole micro-batch."""
+    none = np.empty(0, dtype=np.int64)
+    grids = [sample.get("grid", none.reshape(0, 3)) for sample in samples]
+    positions = [sample.get("visual_positions", none) + row * length for row, sample in enumerate(samples)]
+    pixels = [sample["pixels"] for sample in samples if "pixels" in sample]
+    seeing = [number for number, grid in zip(numbers, grids, strict=True) if len(grid)]
+    if 0 < len(pixels) < len(seeing):
+        raise DataError(f"of the samples {seeing} with images only {len(pixels)} bring pixels.")
+    batch: MicroBatch = {
+        "grid": torch.from_numpy(np.concatenate(grids)),
+        "items_of": torch.tensor([len(grid) for grid in grids]),
+        "visual_positions": torch.from_numpy(np.concatenate(positions)),
+    }
+    if pixels:
+        batch["pixels"] = torch.from_numpy(np.concatenate(pixels))
+    return batch

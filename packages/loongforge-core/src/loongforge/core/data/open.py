@@ -1,0 +1,176 @@
+"""Open the run's data: choose the source, tell it all it may depend on, cut its samples into this rank's batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loongforge.core import plugins
+from loongforge.core.checkpoint.start import Start
+from loongforge.core.data.contract import SampleSource, SourceRequest, VisualProcessor
+from loongforge.core.data.loader import Loader, LoaderShape
+from loongforge.core.errors import ConfigError, DataError
+from loongforge.core.megatron.groups import World
+from loongforge.core.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training batches from a position on, and held-out batches from their beginning."""
+
+    plan: Plan
+    world: World
+    train: SampleSource
+    valid: SampleSource | None
+
+    @contextmanager
+    def loader(self, consumed_samples: int) -> Iterator[Loader]:
+        """Micro-batches of this rank, beginning after `consumed_samples`."""
+        with Loader(self.train, self._shape(consumed_samples, self.plan.config.data.num_workers)) as loader:
+            yield loader
+
+    def held_out(self) -> Iterator[list[Any]]:
+        """Micro-batches of this rank for each step of one evaluation; the same at every evaluation."""
+        if self.valid is not None:
+            with Loader(self.valid, self._shape(0, 0)) as loader:
+                for _ in range(self.plan.config.train.eval_iters):
+                    yield loader.step()
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Facts that must not change for an exact resume."""
+        train = self.plan.config.train
+        return {
+            **self.train.fingerprint(),
+            "global_batch_size": str(self.plan.global_batch_size),
+            "seq_length": str(train.seq_length),
+            "training_phase": train.training_phase,
+        }
+
+    def _shape(self, start: int, workers: int) -> LoaderShape:
+        return LoaderShape(
+            micro_batch_size=self.plan.config.train.micro_batch_size,
+            num_microbatches=self.plan.num_microbatches,
+            dp_rank=self.world.dp.rank(),
+            dp_size=self.world.dp.size(),
+            num_workers=workers,
+            start_sample=start,
+            position_rank=self.plan.geometry.position_rank,
+            visual=self.plan.config.model.image_encoder is not None,
+        )
+
+
+def open_data(plan: Plan, world: World, start: Start) -> Data:
+    """Open training data as far as this run will read, and held-out data when it evaluates. Every rank calls it."""
+    train, section = plan.config.train, plan.config.data
+    source = _source(plan)
+    needed = start.consumed_samples + max(0, plan.train_iters - start.step) * plan.global_batch_size
+    opened = source.open()(_request(plan, world, "train", section.data_path, needed))
+    valid = None
+    if train.eval_iters:
+        if not section.valid_data_path and section.split is None and source.name != "mock":
+            raise DataError(
+                f"train.eval_iters={train.eval_iters} needs held-out data: give --valid-data-path FILE or "
+                "--split 969,30,1, or set eval_iters to 0."
+            )
+        paths = section.valid_data_path or section.data_path
+        valid = source.open()(_request(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
+    return Data(plan=plan, world=world, train=opened, valid=valid)
+
+
+def _source(plan: Plan) -> plugins.SourceSpec:
+    section, phase = plan.config.data, plan.config.train.training_phase
+    modality = "text" if plan.config.model.image_encoder is None else "vision-language"
+    if section.source:
+        return plugins.load("data", section.source)
+    if not section.data_path:
+        raise DataError(
+            "no data: give --data-path FILE (.jsonl, .txt, a .bin/.idx prefix, or .tar shards with images), or "
+            "data.source=mock for random ones."
+        )
+    specs = [(plugin.name, plugin.spec) for plugin in plugins.usable("data")]
+    fitting = [name for name, spec in specs if phase in spec.phases and spec.modality == modality and name != "mock"]
+    if not fitting:
+        extra = "loongforge-data" if modality == "text" else "'loongforge-data[vision]'"
+        raise DataError(f"no registered source reads {modality} data for {phase!r}: pip install {extra}.")
+    if len(fitting) > 1:
+        raise DataError(
+            f"several sources read {modality} data for {phase!r}: {', '.join(fitting)}. Say which: data.source=NAME."
+        )
+    return plugins.load("data", fitting[0])
+
+
+def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:
+    section, train, tokenizer = plan.config.data, plan.config.train, plan.config.tokenizer
+    separate = part != "train" and bool(section.valid_data_path)
+    return SourceRequest(
+        paths=paths,
+        split=None if separate or (part == "train" and section.valid_data_path) else section.split,
+        part=part,
+        seq_length=train.seq_length,
+        num_samples=num_samples,
+        seed=train.seed,
+        shuffle=section.shuffle and part == "train",
+        packing=section.packing and train.training_phase == "sft",
+        segment_multiple=segment_multiple(plan),
+        vocab_size=plan.geometry.vocab_size,
+        tokenizer_path=tokenizer_directory(plan),
+        tokenizer_type=tokenizer.tokenizer_type,
+        chat_template=tokenizer.chat_template,
+        cache=_cache(plan, paths),
+        text_field=section.text_field,
+        messages_field=section.messages_field,
+        train_on_prompt=section.train_on_prompt,
+        overlong=section.overlong,
+        loss_mask_eod=section.loss_mask_eod,
+        is_builder=world.local_rank == 0,
+        visual=visual_processor(plan),
+        position_rank=plan.geometry.position_rank,
+        pixels=getattr(world, "encodes", True),
+        barrier=world.barrier,
+    )
+
+
+def visual_processor(plan: Plan) -> VisualProcessor | None:
+    """How the run prepares images and videos, its limits applied; None for a model without an encoder.
+
+    `ConfigError` when model_type names no composition, which alone says how.
+    """
+    model = plan.config.model
+    if model.image_encoder is None:
+        return None
+    if model.model_type is None:
+        raise ConfigError(
+            "model.model_type: a model with an image encoder names its composition, which says how images are "
+            f"prepared: one of {', '.join(plugins.registered('compositions')) or 'none installed'}."
+        )
+    composition: plugins.Composition = plugins.load("compositions", model.model_type)
+    processor: VisualProcessor = composition.processor()(model)
+    return processor.with_limits(plan.config.data)
+
+
+def segment_multiple(plan: Plan) -> int:
+    """What the length of a packed segment must divide by: context parallelism cuts each into 2 x cp chunks."""
+    layout = plan.layout
+    return math.lcm(2 * layout.cp if layout.cp > 1 else 1, layout.tp if layout.sp else 1)
+
+
+def tokenizer_directory(plan: Plan) -> str | None:
+    """Directory of the tokenizer: as given, or the directory the run was loaded from when it holds one."""
+    given, load = plan.config.tokenizer.hf_tokenizer_path, plan.config.checkpoint.load
+    if given:
+        return given
+    return load if load and (Path(load) / "tokenizer.json").is_file() else None
+
+
+def _cache(plan: Plan, paths: tuple[str, ...]) -> Path:
+    section, save = plan.config.data, plan.config.checkpoint.save
+    if section.data_cache_path:
+        return Path(section.data_cache_path)
+    if save:
+        return Path(save) / "data_cache"
+    files = [Path(path) for path in paths if not path.replace(".", "", 1).isdigit()]
+    return (files[0].parent if files else Path()) / ".loongforge_cache"

@@ -1,0 +1,177 @@
+"""The language model every text family shares: embedding, decoder block, output layer, loss.
+
+One class over megatron-core's parts, so that no family depends on `GPTModel` (deprecated upstream) or `HybridModel`
+(without multimodal rotary embedding). Families add blocks through the spec, not through subclasses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.enums import ModelType
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+from loongforge.core.megatron.deepstack import levels_context
+from loongforge.core.megatron.layers import PackedRow
+from loongforge.core.megatron.positions import Rotary
+from loongforge.core.megatron.specs import block_spec
+from loongforge.core.megatron.visual import merge
+from loongforge.core.model.contract import BuildContext, Visual
+from loongforge.core.model.geometry import TransformerGeometry
+
+
+class OutputLayer(tensor_parallel.ColumnParallelLinear):
+    """Hidden states to logits, or straight to losses where no tensor parallelism splits the vocabulary.
+
+    The loss is computed inside this module's own call because megatron-core's parameter gather waits in the hooks of
+    the module that owns a parameter.
+    """
+
+    def __init__(self, *args: Any, linear_cross_entropy: Any, tokens: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.linear_cross_entropy, self.tokens = linear_cross_entropy, tokens
+
+    @property
+    def makes_losses(self) -> bool:
+        """Whether `labels` may be given."""
+        return self.linear_cross_entropy is not None and self.tp_group.size() == 1
+
+    def forward(
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`[S, B, H]` to logits `[S, B, V / tp]`, or with labels `[B, S]` to losses `[B, S]`; the bias is None."""
+        if labels is None:
+            return super().forward(input_, weight)
+        matrix = (self.weight if weight is None else weight)[: self.tokens]
+        mask = None if loss_mask is None else loss_mask.t()
+        return self.linear_cross_entropy(input_, matrix, labels.t(), mask).t(), None
+
+
+class LanguageModel(LanguageModule):
+    """One pipeline chunk of a decoder-only transformer."""
+
+    def __init__(self, geometry: TransformerGeometry, context: BuildContext) -> None:
+        config: Any = context.config  # upstream annotates as optional what its constructor fills in
+        groups = context.groups
+        super().__init__(config=config, pg_collection=groups)
+        self.model_type = ModelType.encoder_or_decoder  # megatron-core's schedules ask
+        self.pre_process, self.post_process = context.pre_process, context.post_process
+        self.vp_stage = context.vp_stage
+        self.share_embeddings_and_output_weights = geometry.tie_word_embeddings
+        self.vocab_size = context.padded_vocab_size
+        self.tokens = geometry.vocab_size
+        self.tp_rank, self.tp_size = groups.tp.rank(), groups.tp.size()
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config=config, vocab_size=self.vocab_size, max_sequence_length=context.seq_length,
+                position_embedding_type="rope", tp_group=groups.tp,
+            )  # fmt: skip
+        # Latent attention turns its own part of each head.
+        self.rotary = None if geometry.latent else Rotary(geometry, groups.cp)
+        self.decoder = TransformerBlock(
+            config=config,
+            spec=block_spec(
+                config, context.layers, context.vp_stage, geometry, context.deepstack, pp_rank=groups.pp.rank()
+            ),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            pg_collection=groups,
+            vp_stage=context.vp_stage,
+        )
+        self.deepstack = context.deepstack
+        # Levels do not travel between stages.
+        assert not self.pre_process or len(self.decoder.layers) >= context.deepstack, (
+            f"the first chunk's {len(self.decoder.layers)} layers cannot add {context.deepstack} deepstack levels"
+        )
+        if self.post_process:
+            self.output_layer = OutputLayer(
+                config.hidden_size, self.vocab_size, config=config, init_method=config.init_method, bias=False,
+                skip_bias_add=False, gather_output=False, tp_group=groups.tp,
+                linear_cross_entropy=context.layers.linear_cross_entropy, tokens=self.tokens,
+                skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
+            )  # fmt: skip
+        if self.pre_process or self.post_process:
+            self.setup_embeddings_and_output_layer()
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """Hidden states from the previous stage; called by the pipeline schedule."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        packed: PackedRow | None = None,
+        loss_mask: torch.Tensor | None = None,
+        visual: Visual | None = None,
+    ) -> torch.Tensor:
+        """Tokens int64 `[B, S]` to hidden `[S, B, H]` before the last stage; position ids `[B, S]` or `[3, B, S]`.
+
+        On the last stage the loss of every token, fp32 `[B, S]`; without labels the logits of this tensor parallel
+        rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says how the caller will weight the losses; it changes no result.
+        `visual` goes to the first chunk alone: its features replace the embeddings at their positions.
+        """
+        hidden = self._embed(tokens, position_ids, visual) if self.pre_process else None
+        hidden = self.decoder(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=None if self.rotary is None else self.rotary(tokens, position_ids, packed),
+            packed_seq_params=packed,
+            **levels_context(visual, self.config.params_dtype),
+        )
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if labels is not None and self.output_layer.makes_losses:
+            return self.output_layer(hidden, weight=weight, labels=labels, loss_mask=loss_mask)[0]
+        logits, _ = self.output_layer(hidden, weight=weight)
+        logits = self._without_padding(logits)
+        if labels is None:
+            return logits.transpose(0, 1)
+        return self.compute_language_model_loss(labels, logits)
+
+    def _embed(self, tokens: torch.Tensor, position_ids: torch.Tensor | None, visual: Visual | None) -> torch.Tensor:
+        hidden = self.embedding(input_ids=tokens, position_ids=position_ids)
+        if visual is not None:
+            levels = visual.rows.size(1) - 1
+            assert levels == self.deepstack, (
+                f"features have {levels} deepstack levels, the model takes {self.deepstack}"
+            )
+            hidden = merge(hidden, visual)
+        if self._recomputes_from(hidden):
+            hidden.requires_grad_()
+        return hidden
+
+    def _recomputes_from(self, hidden: torch.Tensor) -> bool:
+        """Whether these are hidden states of a frozen embedding in front of recomputed layers.
+
+        Recomputation records no graph when none of its inputs needs a gradient: the layers would silently not train.
+        """
+        frozen = not hidden.requires_grad and torch.is_grad_enabled()
+        return frozen and self.config.recompute_granularity == "full"
+
+    def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
+        """Rule out the rows that pad the vocabulary: loss and gradients must not depend on the tensor parallel size.
+
+        `[S, B, V / tp]` to the same.
+        """
+        rows = logits.size(-1)
+        valid = self.tokens - rows * self.tp_rank
+        if valid >= rows:
+            return logits
+        padding = torch.arange(rows, device=logits.device) >= valid
+        return logits.masked_fill(padding, float("-inf"))
+
+
+def build_language_model(geometry: TransformerGeometry, context: BuildContext) -> LanguageModel:
+    """One pipeline chunk; what a family's `build` returns when it adds nothing."""
+    return LanguageModel(geometry, context)

@@ -1,0 +1,45 @@
+"""Which implementation of each small op runs on this platform, chosen by the kernel registry and said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loongforge.core import plugins
+from loongforge.core.platform import Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ops:
+    """The ops our layers call; signatures as documented in `loongforge.kernels`."""
+
+    rms_norm: Callable[..., torch.Tensor]
+    swiglu: Callable[..., torch.Tensor]
+    linear_cross_entropy: Callable[..., torch.Tensor] | None
+    """None where logits and loss stay apart: on accelerators, whose matrices want larger blocks than a CPU cache."""
+    causal_attention: Callable[..., torch.Tensor] | None
+    """None where torch's own attention is used: on accelerators, which have fused kernels."""
+    lines: tuple[str, ...]
+    """What was chosen and why."""
+
+
+def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
+    """The best implementation of each op that runs here."""
+    from loongforge.kernels.registry import Registry
+
+    used = {plugin.distribution for rivals in plugins.registered("kernels").values() for plugin in rivals}
+    registry = Registry.installed(owners=used)  # what LOONGFORGE_PLUGINS has switched off offers no kernel either
+    device = torch.device(platform.device_type)
+    names = ["rms_norm", "swiglu"] + (["linear_cross_entropy", "causal_attention"] if device.type == "cpu" else [])
+    chosen = {name: registry.choose(name, device=device, dtype=dtype) for name in names}
+    calls: dict[str, Any] = {name: choice.call for name, choice in chosen.items()}
+    return Ops(
+        rms_norm=calls["rms_norm"],
+        swiglu=calls["swiglu"],
+        linear_cross_entropy=calls.get("linear_cross_entropy"),
+        causal_attention=calls.get("causal_attention"),
+        lines=tuple(choice.line() for choice in chosen.values()),
+    )

@@ -1,0 +1,109 @@
+"""Arithmetic of a step and how much of it the pipeline leaves idle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry, TransformerGeometry
+from loongforge.core.plan.delta import matrices as delta_matrices
+from loongforge.core.plan.delta import rule_products
+from loongforge.core.plan.images import ImageBudget
+from loongforge.core.plan.parameters import dense_layers
+from loongforge.core.plan.plan import Plan
+
+
+def flops_per_token(plan: Plan) -> int:
+    """Model FLOPs per token of the foundation, forward and backward, as Chowdhery et al., "PaLM" (2022), appendix B.
+
+    Two per multiply-add of every matrix that a token passes (of the experts: those it is sent to), three times for the
+    forward pass and both gradients; attention counts half of s x s because it is causal. Recomputation, norms and the
+    embedding look-up do not count.
+    """
+    geometry = plan.geometry
+    plain = dense_layers(geometry)
+    matrices = geometry.num_layers * _attention_matrices(geometry) + geometry.hidden_size * plan.padded_vocab_size
+    matrices += plain * (3 if geometry.swiglu else 2) * geometry.ffn_hidden_size * geometry.hidden_size
+    if experts := geometry.experts:
+        widths = 3 * (experts.topk * experts.ffn_hidden_size + (experts.shared_ffn_hidden_size or 0))
+        matrices += (geometry.num_layers - plain) * geometry.hidden_size * (widths + experts.num_experts)
+    if delta := geometry.delta:
+        instead = delta_matrices(geometry, delta) + rule_products(delta)
+        matrices += len(delta.layers) * (instead - _attention_matrices(geometry) - _products(geometry, plan.seq_length))
+    return foundation_passes(plan) * 2 * (matrices + geometry.num_layers * _products(geometry, plan.seq_length))
+
+
+def foundation_passes(plan: Plan) -> int:
+    """Forward, gradient of the input, gradient of the weights; frozen, the last is not computed, nor the one before it
+    when nothing that comes earlier trains."""
+    components = plan.config.model.components
+    if not components["foundation"].freeze:
+        return 3
+    return 2 if not all(component.freeze for component in components.values()) else 1
+
+
+def _attention_matrices(geometry: TransformerGeometry) -> int:
+    """Multiply-adds per token in the projections of one layer's attention."""
+    hidden, heads, latent = geometry.hidden_size, geometry.num_attention_heads, geometry.latent
+    if latent is None:
+        query = heads * geometry.kv_channels
+        return hidden * ((2 + geometry.attention_gate) * query + 2 * geometry.num_query_groups * geometry.kv_channels)
+    query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    up = latent.kv_lora_rank * heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    down = hidden * (latent.kv_lora_rank + latent.qk_rope_head_dim)
+    low = hidden * query if latent.q_lora_rank is None else latent.q_lora_rank * (hidden + query)
+    return low + down + up + heads * latent.v_head_dim * hidden
+
+
+def _products(geometry: TransformerGeometry, length: int) -> int:
+    """Multiply-adds per token of queries with keys and of probabilities with values, halved for the causal mask."""
+    latent = geometry.latent
+    if latent is None:
+        return geometry.num_attention_heads * geometry.kv_channels * length
+    both = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
+    return geometry.num_attention_heads * both * length // 2
+
+
+def flops_per_step(plan: Plan) -> int:
+    """Model FLOPs of the foundation in one optimizer step over all ranks."""
+    return flops_per_token(plan) * plan.tokens_per_step
+
+
+def encoder_flops(plan: Plan, grid: Sequence[int]) -> int:
+    """Model FLOPs, forward and backward, of an item of `(t, h, w)` patches in the encoder and the projector.
+
+    A component that is frozen, with nothing before it that trains, runs forward alone; 0 without an encoder.
+    """
+    model, encoder, projector = plan.config.model, plan.encoder_geometry, plan.projector_geometry
+    if encoder is None or model.image_encoder is None:
+        return 0
+    encodes = 1 if model.image_encoder.freeze else 3
+    forward = encoder.cost(grid) + grid[0] * grid[1] * grid[2] * encoder.patch_dim * encoder.hidden_size
+    total = encodes * forward
+    if projector is not None and model.image_projector is not None:
+        passes = 2 if encodes == 3 else 1  # a frozen projector still hands gradients to an encoder that trains
+        passes = passes if model.image_projector.freeze else 3
+        total += passes * encoder.features(grid) * projector_cost(projector, encoder)
+    return round(2 * total)
+
+
+def encoder_flops_per_step(plan: Plan) -> int:
+    """Model FLOPs of encoder and projector in one optimizer step over all ranks, at the images assumed."""
+    if plan.encoder is None:
+        return 0
+    images = ImageBudget.of(plan)
+    return round(plan.global_batch_size * images.images * encoder_flops(plan, images.grid))
+
+
+def projector_cost(projector: ProjectorGeometry, encoder: EncoderGeometry) -> int:
+    """Multiply-adds of the forward pass per feature, all levels together."""
+    merged = (projector.input_size or 0) * encoder.spatial_merge_size**2
+    return (1 + encoder.levels) * merged * (merged + (projector.output_size or 0))
+
+
+def pipeline_bubble(plan: Plan) -> float:
+    """Idle time relative to the time in work: (pp - 1) / (vpp x micro-batches).
+
+    Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2.
+    """
+    layout = plan.layout
+    return (layout.pp - 1) / (layout.num_chunks * plan.num_microbatches)

@@ -1,0 +1,104 @@
+"""What mixtures of experts and latent attention ask of a layout, beyond what every decoder does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loongforge.core.model.geometry import TransformerGeometry
+from loongforge.core.plan.candidate import Candidate, divisors
+
+
+def recomputable(geometry: TransformerGeometry) -> tuple[str, ...]:
+    """Modules of a decoder that megatron-core can recompute one by one, without TransformerEngine."""
+    experts = geometry.experts
+    modules = ["core_attn", "layernorm"]
+    if experts is None or experts.first_dense_layers:
+        modules.append("mlp")
+    if experts is not None:
+        modules += ["moe"] + ["shared_experts"] * (experts.shared_ffn_hidden_size is not None)
+    if geometry.latent is not None:
+        modules.append("mla_up_proj")
+    return tuple(modules)
+
+
+def latent_rules(candidate: Candidate) -> Iterator[str]:
+    """megatron-core sums the gradient of the query norm over tensor parallel ranks that each hold all of it already."""
+    layout = candidate.layout
+    if candidate.geometry.latent is not None and layout.tp > 1 and not layout.sp:
+        yield (
+            f"latent attention with tensor_model_parallel_size={layout.tp} gets wrong gradients without "
+            "sequence_parallel: turn it on."
+        )
+
+
+def expert_rules(candidate: Candidate) -> Iterator[str]:
+    """Sizes of the expert axes."""
+    if candidate.geometry.experts is None:
+        yield from _dense(candidate)
+    else:
+        yield from _axes(candidate)
+        yield from _sizes(candidate)
+
+
+def _dense(candidate: Candidate) -> Iterator[str]:
+    parallel = candidate.config.parallel
+    if parallel.expert_model_parallel_size > 1:
+        yield (
+            f"parallel.expert_model_parallel_size={parallel.expert_model_parallel_size} needs experts, but the model "
+            "is dense: set it to 1."
+        )
+    etp, tp = parallel.expert_tensor_parallel_size, parallel.tensor_model_parallel_size
+    if etp is not None and etp != tp:
+        yield (
+            f"parallel.expert_tensor_parallel_size={etp} differs from tensor_model_parallel_size={tp}, but the model "
+            "has no experts: leave it out."
+        )
+
+
+def _axes(candidate: Candidate) -> Iterator[str]:
+    layout = candidate.layout
+    stage = layout.tp * layout.cp * layout.dp
+    if layout.etp not in (1, layout.tp):
+        yield (
+            f"parallel.expert_tensor_parallel_size={layout.etp} is neither 1 nor tensor_model_parallel_size="
+            f"{layout.tp}: use one of the two."
+        )
+    elif stage % (layout.ep * layout.etp):
+        assert candidate.geometry.experts is not None, "asked of mixtures of experts only"
+        sizes = divisors(candidate.geometry.experts.num_experts)
+        legal = [size for size in sizes if stage % (size * layout.etp) == 0]
+        yield (
+            f"parallel.expert_model_parallel_size={layout.ep} x expert_tensor_parallel_size={layout.etp} does not "
+            f"divide the {stage} ranks of a pipeline stage: use an expert_model_parallel_size among {legal}"
+            + (", or --expert-tensor-parallel-size 1." if layout.etp > 1 else ".")
+        )
+    if layout.tp > 1 and not layout.sp:
+        yield (
+            f"experts with tensor_model_parallel_size={layout.tp} need sequence_parallel (megatron-core refuses to "
+            "route the same tokens on every tensor parallel rank): turn it on."
+        )
+
+
+def _sizes(candidate: Candidate) -> Iterator[str]:
+    geometry, layout, experts = candidate.geometry, candidate.layout, candidate.geometry.experts
+    assert experts is not None, "asked of mixtures of experts only"
+    if experts.num_experts % layout.ep:
+        yield (
+            f"parallel.expert_model_parallel_size={layout.ep} does not divide num_experts={experts.num_experts}: "
+            f"use {divisors(experts.num_experts)}."
+        )
+    if experts.ffn_hidden_size % layout.etp:
+        yield (
+            f"parallel.expert_tensor_parallel_size={layout.etp} does not divide an expert's ffn_hidden_size="
+            f"{experts.ffn_hidden_size}: use --expert-tensor-parallel-size 1."
+        )
+    if (experts.shared_ffn_hidden_size or 0) % layout.tp:
+        yield (
+            f"parallel.tensor_model_parallel_size={layout.tp} does not divide shared_ffn_hidden_size="
+            f"{experts.shared_ffn_hidden_size}: use a tensor parallel size that does."
+        )
+    if experts.first_dense_layers > geometry.num_layers:
+        yield (
+            f"model.foundation: first_dense_layers={experts.first_dense_layers} is more than num_layers="
+            f"{geometry.num_layers}: lower it."
+        )

@@ -1,0 +1,1 @@
+"""A new model package, made from a family that is registered: `loongforge new-model`."""

@@ -1,0 +1,14 @@
+"""What we test with, shipped so that other wheels can pass the same gates.
+
+`run_distributed` runs a function in several gloo processes; `check_family` is the conformance kit of a model family:
+
+    def test_family_conforms(tmp_path):
+        print(check_family("acme_llama", directory=tmp_path))
+"""
+
+from __future__ import annotations
+
+from loongforge.core.testing.conformance import FamilyReport, Outcome, check_family
+from loongforge.core.testing.distributed import run_distributed
+
+__all__ = ["FamilyReport", "Outcome", "check_family", "run_distributed"]

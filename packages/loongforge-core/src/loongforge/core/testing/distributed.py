@@ -1,0 +1,101 @@
+"""Run a function in several processes on this machine, as the workers of one job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from loongforge.core import env
+
+
+def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeout: float = 180.0) -> list[T]:
+    """`function(worker)` in `world` forked processes; their picklable results by rank.
+
+    Import what is heavy before calling: the processes inherit it. Raises `AssertionError` with the error and traceback
+    of the first process that fails, and when `timeout` seconds pass; no process survives the call.
+    """
+    context = multiprocessing.get_context("fork")
+    port = _free_port()
+    pipes: dict[Connection, int] = {}
+    processes: list[Any] = []
+    for rank in range(world):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(function, rank, world, port, send), daemon=False)
+        with warnings.catch_warnings():
+            # The processes set torch to one thread before they compute: no pool of this process is waited for.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            process.start()
+        send.close()
+        pipes[receive] = rank
+        processes.append(process)
+    try:
+        return _collect(pipes, world, timeout)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def _collect(pipes: dict[Connection, int], world: int, timeout: float) -> list[Any]:
+    results: list[Any] = [None] * world
+    failures: dict[int, str] = {}
+    deadline = time.monotonic() + timeout
+    while pipes:
+        # Once one has failed the others wait for it in a collective: give them a moment to say why they failed too.
+        left = min(deadline, time.monotonic() + 2) - time.monotonic() if failures else deadline - time.monotonic()
+        ready = wait(list(pipes), timeout=max(0.0, left))
+        if not ready:
+            break
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            rank = pipes.pop(pipe)
+            try:
+                good, value = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                good, value = False, "the process ended without a word"
+            if good:
+                results[rank] = value
+            else:
+                failures[rank] = value
+    if failures:
+        rank = min(failures)
+        raise AssertionError(f"rank {rank} of {world} failed: {failures[rank]}")
+    if pipes:
+        raise AssertionError(f"ranks {sorted(pipes.values())} of {world} did not finish in {timeout:.0f} s")
+    return results
+
+
+def _work(function: Callable[[env.Worker], Any], rank: int, world: int, port: int, pipe: Connection) -> None:
+    try:
+        import torch
+
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        worker = env.Worker(rank=rank, world_size=world, local_rank=rank, local_world_size=world, launcher="torchrun")
+        env.export(worker, "127.0.0.1", port)
+        _send(pipe, True, function(worker))
+    except BaseException as error:  # noqa: BLE001  everything, SystemExit included, is reported to the parent
+        _send(pipe, False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    pipe.close()
+    os._exit(0)  # without the parent's atexit handlers, which belong to the parent
+
+
+def _send(pipe: Connection, good: bool, value: Any) -> None:
+    """By value: torch teaches a pipe's own pickler to share a tensor's storage, which ends with this process."""
+    pipe.send_bytes(pickle.dumps((good, value)))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

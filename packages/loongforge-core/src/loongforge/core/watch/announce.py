@@ -1,0 +1,42 @@
+"""What a run says in words: its choices at the start, how to go on at an early end."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from loongforge.core.config.run import RunConfig
+from loongforge.core.model.trainable import table
+from loongforge.core.plan import Plan
+from loongforge.core.watch.watch import Watch
+
+if TYPE_CHECKING:
+    from loongforge.core.data.open import Data
+    from loongforge.core.model.build import Model
+    from loongforge.core.platform import Choice
+
+
+def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data, notes: list[str]) -> None:
+    """Say once what was chosen and why."""
+    encoder = f", encoder {plan.encoder}" if plan.encoder else ""
+    watch.note(f"Platform {choice.name} ({choice.reason}), layout: {plan.layout}{encoder}.")
+    watch.note(f"Layers: {model.layers.name} ({model.layers.reason}).")
+    for line in model.layers.ops:
+        watch.note(f"Kernel {line}.")
+    if plan.geometry.delta is not None:
+        watch.note(f"Kernel {model.layers.delta().line}.")
+    for line in table(model.parts):
+        watch.note(line)
+    if report := data.train.report():
+        watch.note("Data: " + ", ".join(f"{name} {value}" for name, value in report.items()) + ".")
+    for note in notes:
+        watch.note(note)
+
+
+def farewell(config: RunConfig, step: int) -> str:
+    """How to go on after an early stop."""
+    save = config.checkpoint.save
+    if not save:
+        return f"Stopped after step {step}; nothing was saved because no --save was given."
+    done = f"after step {step}" if step else "before the first step; nothing to save"
+    return f"Stopped {done}. Go on with: loongforge train --config-file {shlex.quote(f'{save}/config.yaml')}"

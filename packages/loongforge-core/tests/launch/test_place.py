@@ -1,0 +1,64 @@
+"""What a launcher's variables say about this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from loongforge.core import env
+from loongforge.core.errors import ConfigError
+
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_JOB_ID": "71234",
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch):
+    for name in (*SLURM, *env.VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_nothing_set_means_no_launcher():
+    assert env.worker() is None
+
+
+def test_srun_gives_rank_and_meeting_place(monkeypatch: pytest.MonkeyPatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    place = env.worker()
+    assert place == env.Worker(rank=5, world_size=8, local_rank=1, local_world_size=4, launcher="slurm")
+    assert env.rendezvous() == ("gpu03", 20000 + 71234 % 20000)
+
+
+def test_a_batch_script_is_not_a_worker(monkeypatch: pytest.MonkeyPatch):
+    """sbatch sets SLURM_PROCID=0 and SLURM_NTASKS in the script itself, where one process must start the others."""
+    for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, SLURM[name])
+    assert env.worker() is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu8", "gpu7"),
+        ("gpu[03-07,9],login", "gpu03"),
+        ("r[1-2]n[05,06]", "r1n05"),
+        ("n[2,4]-ib", "n2-ib"),
+        ("", ""),
+    ],
+)
+def test_first_host_of_a_slurm_list(nodes: str, first: str):
+    assert env.first_host(nodes) == first
+
+
+def test_a_rank_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    with pytest.raises(ConfigError, match="rank but not MASTER_PORT: set it to the host or port of rank 0"):
+        env.rendezvous()

@@ -1,0 +1,99 @@
+"""Build the small decoder on every rank and print what it really holds and keeps, to check the plan against."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import plan_tiny as tiny
+
+from loongforge.core import env
+from loongforge.core.cli.launch import launch
+from loongforge.core.config.run import RunConfig
+from loongforge.core.plan import Plan
+
+
+def start() -> None:
+    from loongforge.core.megatron.start import start_megatron
+    from loongforge.core.platform import choose
+
+    start_megatron(choose("cpu").platform())
+
+
+def weigh(config: RunConfig) -> None:
+    """Print parameters of this rank, and with one stage the bytes its forward pass keeps for the backward pass."""
+    start()
+    from loongforge.core.megatron.groups import join
+    from loongforge.core.platform import choose
+
+    worker = env.worker()
+    assert worker is not None
+    plan = Plan.of(config, worker.world_size)
+    with join(plan.layout, worker, choose("cpu").platform(), 2) as world:
+        chunks = build(plan, world)
+        parameters = sum(one.numel() for chunk in chunks for one in chunk.parameters())
+        kept = activations(plan, world, chunks[0]) if plan.layout.pp == 1 else None
+        answer = {"rank": worker.rank, "stage": world.pp.rank(), "parameters": parameters, "kept": kept}
+        print(json.dumps(answer), flush=True)
+
+
+def build(plan: Plan, world: Any) -> list[Any]:
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    from loongforge.core.megatron.language_model import build_language_model
+    from loongforge.core.megatron.layers import SDPAttention
+    from loongforge.core.megatron.specs import layers_for
+    from loongforge.core.megatron.transformer_config import compute_type, transformer_config
+    from loongforge.core.model.contract import BuildContext
+
+    model_parallel_cuda_manual_seed(1)
+    ours = layers_for(world.platform, compute_type(plan.config.train))
+    # As on accelerators: torch's fused attention, and logits that stay for the backward pass.
+    layers = replace(ours, core_attention=SDPAttention, linear_cross_entropy=None)
+    config = transformer_config(plan.geometry, plan.config, plan.layout, layers, initialise=True)
+    last = plan.layout.num_chunks - 1
+    return [
+        build_language_model(
+            plan.geometry,
+            BuildContext(
+                config=config,
+                groups=world.groups,
+                layers=layers,
+                padded_vocab_size=plan.padded_vocab_size,
+                seq_length=plan.seq_length,
+                pre_process=world.is_first_stage and number == 0,
+                post_process=world.is_last_stage and number == last,
+                vp_stage=number if plan.layout.vpp else None,
+            ),
+        )
+        for number in range(plan.layout.num_chunks)
+    ]
+
+
+def activations(plan: Plan, world: Any, model: Any) -> int:
+    """Bytes of the storages autograd keeps after a forward pass, parameters and inputs left out."""
+    import torch
+
+    tokens = torch.randint(plan.geometry.vocab_size, (plan.micro_batch_size, plan.seq_length // plan.layout.cp))
+    positions = torch.arange(tokens.size(1))[None].expand_as(tokens)
+    ours = {one.untyped_storage().data_ptr() for one in (*model.parameters(), tokens, positions)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(tokens, positions, labels=tokens)
+    held = sum(storage.nbytes() for storage in kept.values())  # now, because recompute gives some of it back
+    loss.sum().backward()
+    return held
+
+
+if __name__ == "__main__":
+    run = tiny.run(**json.loads(sys.argv[2]))
+    raise SystemExit(launch(run, weigh, nproc=int(sys.argv[1]), preload=start))

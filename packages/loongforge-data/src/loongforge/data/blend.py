@@ -1,0 +1,111 @@
+"""Several corpora drawn by weight, in an order that any length of run shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from loongforge.core.errors import DataError
+
+PERIOD = 1 << 18
+"""Samples after which the pattern of corpora repeats; shares are exact to one sample in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathGroup:
+    """Paths that form one corpus, and its weight in the blend."""
+
+    paths: tuple[str, ...]
+    weight: float
+
+
+def parse_paths(paths: tuple[str, ...]) -> list[PathGroup]:
+    """Groups of `0.3 a.jsonl 0.7 prefix`; paths without weights are one corpus, one after the other.
+
+    `DataError` when there is no path or weights and paths do not alternate.
+    """
+    if not paths:
+        raise DataError("no data: give --data-path FILE.jsonl, a .bin/.idx prefix, or `WEIGHT PATH WEIGHT PATH ...`.")
+    if _number(paths[0]) is None:
+        stray = [entry for entry in paths if _number(entry) is not None]
+        if stray:
+            raise DataError(
+                f"--data-path {' '.join(paths)!r}: the weight {stray[0]!r} has no weight before the first path."
+            )
+        return [PathGroup(paths=paths, weight=1.0)]
+    groups: list[PathGroup] = []
+    for position in range(0, len(paths), 2):
+        weight = _number(paths[position])
+        path = paths[position + 1] if position + 1 < len(paths) else None
+        if weight is None or path is None or _number(path) is not None:
+            raise DataError(f"--data-path {' '.join(paths)!r}: weights and paths must alternate, `0.3 A 0.7 B`.")
+        if not 0 < weight < float("inf"):
+            raise DataError(
+                f"--data-path {' '.join(paths)!r}: the weight of {path!r} is {weight!r}, it must be above 0."
+            )
+        groups.append(PathGroup(paths=(path,), weight=weight))
+    return groups
+
+
+class Blend:
+    """Which corpus gives sample `i`, and how many it gave before: a fixed pattern of `PERIOD` samples, repeated.
+
+    Depends on the weights alone, so that a longer run begins exactly as a shorter one.
+    """
+
+    def __init__(self, weights: list[float]) -> None:
+        self._quota = _apportion(weights)
+        # Even spread: draw k of a corpus with quota q belongs at (k + 1/2) / q of the period.
+        owner = np.repeat(np.arange(len(weights)), self._quota)
+        rank = np.concatenate([np.arange(quota) for quota in self._quota])
+        pattern = np.argsort((rank + 0.5) / self._quota[owner], kind="stable")
+        self._owner, self._rank = owner[pattern].astype(np.int32), rank[pattern].astype(np.int32)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """`(corpus, number of the sample within the corpus)` for sample `index`."""
+        period, place = divmod(index, PERIOD)
+        owner = int(self._owner[place])
+        return owner, period * int(self._quota[owner]) + int(self._rank[place])
+
+
+def _apportion(weights: list[float]) -> np.ndarray:
+    """Whole shares of `PERIOD`, int64, at least one each, by largest remainder."""
+    exact = np.array(weights) / sum(weights) * PERIOD
+    quota = np.maximum(np.floor(exact), 1).astype(np.int64)
+    while (rest := PERIOD - int(quota.sum())) != 0:
+        lacking = exact - quota if rest > 0 else np.where(quota > 1, quota - exact, -np.inf)
+        quota[int(np.argmax(lacking))] += 1 if rest > 0 else -1
+    return quota
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def split_range(split: str | None, part: str, count: int) -> tuple[int, int]:
+    """First and last-plus-one of `count` documents that belong to `part`, by the shares `969,30,1`.
+
+    Without a split everything belongs to the part asked for. `DataError` for a malformed split or an empty part.
+    """
+    parts = ("train", "valid", "test")
+    assert part in parts, f"unknown part {part!r}"
+    if split is None:
+        return 0, count
+    shares = [_number(share) for share in split.split(",")]
+    if not 0 < len(shares) <= 3 or any(share is None or share < 0 for share in shares):
+        raise DataError(f"--split {split!r}: give up to three shares that are not negative, as in 969,30,1.")
+    filled = [share or 0.0 for share in shares] + [0.0] * (3 - len(shares))
+    if sum(filled) <= 0:
+        raise DataError(f"--split {split!r}: at least one share must be above 0.")
+    borders = [round(count * sum(filled[:number]) / sum(filled)) for number in range(4)]
+    first, last = borders[parts.index(part)], borders[parts.index(part) + 1]
+    if first == last:
+        raise DataError(
+            f"--split {split!r} leaves no document for {part} out of {count}: raise its share, or give "
+            f"{'--valid-data-path' if part == 'valid' else 'more data'}."
+        )
+    return first, last

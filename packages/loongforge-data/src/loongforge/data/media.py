@@ -1,0 +1,184 @@
+"""Images and videos out of files: sizes from headers, pixels when they are asked for."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from loongforge.core.data.contract import Clip, Placed, VisualProcessor
+from loongforge.core.errors import DataError
+
+INSTALL = "pip install 'loongforge-data[vision]'"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+_ORIENTATION = 0x0112
+"""EXIF tag."""
+_SIDEWAYS = 5
+"""Orientations from this one on exchange height and width."""
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """An image or a video: a file, or `size` bytes of an archive from `offset` on."""
+
+    kind: Kind
+    path: str
+    offset: int = 0
+    size: int | None = None
+    """None: the file as a whole."""
+    name: str = ""
+    """What the archive calls it."""
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"{self.kind} {self.path}" if self.size is None else f"{self.kind} {self.name} in {self.path}"
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Its bytes as a file, read as far as somebody asks; `DataError` when it is absent or cut off."""
+        try:
+            with open(self.path, "rb", buffering=0) as stream:
+                if self.size is not None and os.fstat(stream.fileno()).st_size < self.offset + self.size:
+                    raise DataError(f"{self}: the archive ends inside it; it is cut off.")
+                size = os.fstat(stream.fileno()).st_size if self.size is None else self.size
+                yield io.BufferedReader(_Window(stream.fileno(), self.offset, size))
+        except FileNotFoundError as error:
+            raise DataError(f"{self}: there is no such file.") from error
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of an open file as a file of their own."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self._descriptor, self._offset, self._size = descriptor, offset, size
+        self._place = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It has a position."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the window goes."""
+        wanted = max(0, min(len(buffer), self._size - self._place))
+        content = os.pread(self._descriptor, wanted, self._offset + self._place)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position of the window."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:
+        """The position."""
+        return self._place
+
+
+def kind_of(name: str) -> Kind | None:
+    """Image or video, by the end of a file's name; None for anything else."""
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return "image"
+    return "video" if lower.endswith(VIDEO_SUFFIXES) else None
+
+
+def measure(medium: Medium, processor: VisualProcessor) -> Placed:
+    """What a medium becomes, from its header alone; `DataError` when it cannot be read or used."""
+    if medium.kind == "video":
+        with _video(medium) as (container, stream):
+            return processor.video_size(_clip(medium, container, stream))
+    with _image(medium) as image:
+        width, height = image.size
+        if _orientation(image) >= _SIDEWAYS:
+            width, height = height, width
+    return processor.image_size(height, width)
+
+
+def decode(medium: Medium, processor: VisualProcessor) -> Placed:
+    """What a medium becomes, with its patches; `DataError` when it is corrupt."""
+    if medium.kind == "video":
+        return _decode_video(medium, processor)
+    from PIL import ImageOps
+
+    with _image(medium) as image:
+        upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+        pixels = np.asarray(upright.convert("RGB"))
+    return processor.image(pixels)
+
+
+def _decode_video(medium: Medium, processor: VisualProcessor) -> Placed:
+    with _video(medium) as (container, stream):
+        clip = _clip(medium, container, stream)
+        wanted = processor.frames(clip)
+        chosen: list[np.ndarray] = []
+        for number, frame in enumerate(container.decode(stream)):
+            if number == wanted[len(chosen)]:
+                # One thread: libswscale's pool does not survive a fork, and a process forked later would wait for it
+                # for ever. Loader workers are the parallelism here.
+                chosen.append(frame.to_ndarray(format="rgb24", threads=1))
+                if len(chosen) == len(wanted):
+                    break
+    if len(chosen) < len(wanted):
+        raise DataError(f"{medium}: it says {clip.frames} frames and ends before frame {int(wanted[len(chosen)])}.")
+    return processor.video(clip, np.stack(chosen))
+
+
+@contextmanager
+def _image(medium: Medium) -> Iterator[Any]:
+    """An opened Pillow image, not decoded yet."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{medium}: images need Pillow: {INSTALL}") from error
+    try:
+        with medium.open() as stream, Image.open(stream) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        raise DataError(f"{medium}: not a readable image: {error}.") from error
+
+
+def _orientation(image: Any) -> int:
+    """The EXIF orientation, 1 (upright) to 8. In a PNG one behind the pixels, which is rare, is not looked for."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return image.getexif().get(_ORIENTATION, 1)
+
+
+@contextmanager
+def _video(medium: Medium) -> Iterator[tuple[Any, Any]]:
+    """An opened PyAV container and its first video stream."""
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(f"{medium}: videos need PyAV: {INSTALL}") from error
+    try:
+        with medium.open() as stream, av.open(stream) as container:
+            if not container.streams.video:
+                raise DataError(f"{medium}: it holds no video stream.")
+            yield container, container.streams.video[0]
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise DataError(f"{medium}: not a readable video: {error}.") from error
+
+
+def _clip(medium: Medium, container: Any, stream: Any) -> Clip:
+    frames = stream.frames
+    if not frames:  # some containers do not say; packets are counted without decoding
+        frames = sum(1 for packet in container.demux(stream) if packet.size)
+        container.seek(0)
+    if not frames or not stream.average_rate:
+        raise DataError(f"{medium}: a video without frames or without a frame rate.")
+    return Clip(frames=frames, fps=float(stream.average_rate), height=stream.height, width=stream.width)

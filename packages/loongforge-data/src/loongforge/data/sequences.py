@@ -1,0 +1,142 @@
+"""Which conversations share a training sequence, in which order sequences come, and how one is filled."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loongforge.core.data.contract import Sample, SourceRequest
+from loongforge.core.errors import DataError
+from loongforge.data.blend import Blend
+from loongforge.data.once import build_once
+from loongforge.data.pack import Packs, best_fit_decreasing
+from loongforge.data.permute import Permutation, derive_key
+
+_FORMAT = 1
+"""Raised when packs of an earlier version must not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The conversations of one corpus."""
+
+    count: int
+    packs: Packs | None
+    """None: one conversation per sequence."""
+
+    def __len__(self) -> int:
+        """Sequences of one epoch."""
+        return self.count if self.packs is None else len(self.packs)
+
+    def __getitem__(self, place: int) -> list[int]:
+        """Conversations of one sequence."""
+        return [place] if self.packs is None else self.packs[place].tolist()
+
+
+class Order:
+    """Sample numbers to conversations: corpora by weight, each anew shuffled in every epoch."""
+
+    def __init__(self, request: SourceRequest, groups: Sequence[Group], weights: list[float]) -> None:
+        self._request = request
+        self._groups = groups
+        self._blend = Blend(weights)
+
+    def __getitem__(self, index: int) -> tuple[int, list[int]]:
+        """Corpus of sample `index`, and the conversations in it."""
+        number, place = self._blend[index]
+        group = self._groups[number]
+        epoch, place = divmod(place, len(group))
+        if self._request.shuffle:
+            key = derive_key(self._request.seed, number, epoch)
+            place = Permutation(len(group), key).one(place)
+        return number, group[place]
+
+    @property
+    def units(self) -> int:
+        """Sequences of one epoch of all corpora."""
+        return sum(len(group) for group in self._groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A sequence made of conversations, and where each begins and the last one ends, padding included."""
+
+    sample: Sample
+    borders: list[int]
+
+
+def fill(request: SourceRequest, pad_id: int, said: Sequence[tuple[np.ndarray, np.ndarray]], packed: bool) -> Filled:
+    """Conversations, tokens and mask of each, one after the other; position ids count from 0 in each."""
+    length = request.seq_length
+    tokens = np.full(length, pad_id, dtype=np.int64)
+    labels = np.full(length, pad_id, dtype=np.int64)
+    loss_mask = np.zeros(length, dtype=np.float32)
+    borders = [0]
+    for one, mask in said:
+        start, size = borders[-1], len(one) - 1
+        tokens[start : start + size] = one[:-1]
+        labels[start : start + size] = one[1:]
+        loss_mask[start : start + size] = mask[1:]
+        borders.append(start + (padded(size, request.segment_multiple) if packed else length))
+    if borders[-1] < length:
+        borders.append(length)
+    starts = np.repeat(borders[:-1], np.diff(borders))
+    position_ids = np.arange(length, dtype=np.int64) - starts
+    sample = Sample(tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=position_ids)
+    if packed:
+        sample["cu_seqlens"] = np.array(borders, dtype=np.int32)
+    return Filled(sample, borders)
+
+
+def plan_packs(lengths: np.ndarray, request: SourceRequest, content: str) -> Packs:
+    """Packs of conversations of `lengths` tokens, from the cache when they are there. Collective.
+
+    `content` identifies the conversations.
+    """
+    decisive = repr((_FORMAT, content, request.seq_length, request.segment_multiple))
+    target = request.cache / f"packs-{hashlib.blake2b(decisive.encode(), digest_size=8).hexdigest()}.npz"
+
+    def build() -> None:
+        packs = best_fit_decreasing(padded(lengths - 1, request.segment_multiple), request.seq_length)
+        content = io.BytesIO()
+        np.savez(content, items=packs.items, offsets=packs.offsets)
+        temporary = target.with_name(f"{target.name}.writing-{os.getpid()}")
+        temporary.write_bytes(content.getvalue())
+        os.replace(temporary, target)
+
+    build_once(target, build, is_builder=request.is_builder, barrier=request.barrier)
+    try:
+        with np.load(target) as stored:
+            packs = Packs(stored["items"], stored["offsets"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"the cache {target} is damaged ({error}): delete it, it is built again.") from error
+    assert len(packs.items) == len(lengths), f"{target} was made for other conversations"
+    return packs
+
+
+def check_packing(request: SourceRequest) -> None:
+    """`DataError` when segments of the wanted multiple do not fill a sequence."""
+    if request.packing and request.seq_length % request.segment_multiple:
+        raise DataError(
+            f"packing needs a sequence length that is a multiple of {request.segment_multiple} (tensor and context "
+            f"parallel sizes), got {request.seq_length!r}: change --seq-length."
+        )
+
+
+def settings(request: SourceRequest) -> Mapping[str, str]:
+    """Facts of the request that samples depend on, for a fingerprint."""
+    facts = {"seed": request.seed, "shuffle": request.shuffle, "seq_length": request.seq_length}
+    facts |= {"split": request.split, "part": request.part, "packing": request.packing}
+    facts |= {"segment_multiple": request.segment_multiple if request.packing else 1}
+    return {name: str(value) for name, value in facts.items()}
+
+
+def padded(size: Any, multiple: int) -> Any:
+    """`size`, an int or an array of ints, rounded up to a multiple."""
+    return -(-size // multiple) * multiple

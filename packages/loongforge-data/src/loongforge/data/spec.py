@@ -1,0 +1,33 @@
+"""What this wheel registers, as plain data."""
+
+from loongforge.core.plugins import CommandSpec, Lazy, SourceSpec
+
+TEXT = SourceSpec(
+    name="text",
+    api=(1, 0),
+    open=Lazy("loongforge.data.text:open_text"),
+    phases=("pretrain",),
+    summary="Documents from .jsonl, .txt or Megatron .bin/.idx, alone or blended by weight",
+)
+CHAT = SourceSpec(
+    name="chat",
+    api=(1, 0),
+    open=Lazy("loongforge.data.chat:open_chat"),
+    phases=("sft",),
+    summary="Conversations from .jsonl, packed, with an exact assistant mask",
+)
+VLM = SourceSpec(
+    name="vlm",
+    api=(1, 0),
+    open=Lazy("loongforge.data.vlm:open_vlm"),
+    phases=("pretrain", "sft"),
+    modality="vision-language",
+    extra="vision",
+    summary="Conversations with images and videos from .jsonl or webdataset shards",
+)
+COMMAND = CommandSpec(
+    name="data",
+    api=(1, 0),
+    command=Lazy("loongforge.data.cli:command"),
+    summary="Prepare and look at data: preprocess, inspect",
+)

@@ -1,0 +1,209 @@
+"""Conversations with images and videos to tokens: one token for each item, and where its features will stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loongforge.core.data.contract import Placed, VisualItem, VisualProcessor
+from loongforge.core.errors import DataError
+from loongforge.data.conversations import ChatRules
+from loongforge.data.media import Medium, measure
+from loongforge.data.rows import parse_row
+from loongforge.data.shards import ShardSample
+from loongforge.data.template import Span
+from loongforge.data.turns import Encoded, TurnFinder
+from loongforge.data.visual_rows import RowReader, VisualRow
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row is, for messages."""
+
+    path: str
+    row: int | str
+    """Its line, or its key in a shard."""
+
+    def __str__(self) -> str:
+        """`rows.jsonl:3`."""
+        return f"{self.path}:{self.row}"
+
+
+Source = tuple[Place, bytes | ShardSample]
+"""A line of `.jsonl`, or a sample of a shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualRules:
+    """What decides the tokens of a conversation with images, apart from the conversation."""
+
+    chat: ChatRules
+    processor: VisualProcessor
+    folder: Path
+    """Where relative paths begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compact:
+    """A conversation with one token for each item; `features` of it stand there in the end."""
+
+    tokens: np.ndarray
+    """int32 `[length]`."""
+    assistant: np.ndarray
+    """bool `[length]`: tokens that count; no item does."""
+    merged: int
+    places: np.ndarray
+    """int64 `[items]`: where the items are in `tokens`, ascending."""
+    placed: tuple[Placed, ...]
+    """What each medium becomes, in order; their items together are those of `places`."""
+    media: tuple[Medium, ...]
+
+    @property
+    def items(self) -> list[VisualItem]:
+        """All items in order."""
+        return [item for one in self.placed for item in one.items]
+
+    @property
+    def length(self) -> int:
+        """Tokens with every feature."""
+        return len(self.tokens) + sum(item.features - 1 for item in self.items)
+
+
+@dataclass(slots=True)
+class VisualAnswer:
+    """What became of a batch of rows."""
+
+    kept: list[Compact] = field(default_factory=list)
+    bad: list[tuple[Place, str]] = field(default_factory=list)
+    dropped: list[tuple[Place, str]] = field(default_factory=list)
+    truncated: int = 0
+    size: int = 0
+    """Bytes of the rows and their members."""
+
+
+class VisualEncoder:
+    """Rows to tokens, masks and items; works in any process. Images are measured, not decoded."""
+
+    def __init__(self, rules: VisualRules) -> None:
+        self._rules = rules
+        processor, chat = rules.processor, rules.chat
+        tokenizer, template = chat.open()
+        self._known = tokenizer.vocab_size
+        self._reader = RowReader(
+            messages_field=chat.messages_field,
+            image_text=processor.image_text,
+            video_text=processor.video_text,
+            marks=processor.marks,
+        )
+        self._marks = {mark: tokenizer.special_id(mark) for mark in processor.marks}
+        places = f"({re.escape(processor.image_text)})|({re.escape(processor.video_text)})"
+        self._places = re.compile(places)
+        self._finder = TurnFinder(tokenizer, template)
+        self._tokenizer = tokenizer
+
+    def __call__(self, rows: list[Source]) -> VisualAnswer:
+        """Encode a batch; nothing is lost: each row is kept, dropped with a reason, or bad with a reason."""
+        answer = VisualAnswer()
+        for place, source in rows:
+            try:
+                if isinstance(source, bytes):
+                    answer.size += len(source)
+                    row = self._reader.row(parse_row(source), self._rules.folder)
+                else:
+                    answer.size += sum(member.size for member in source.members)
+                    row = self._reader.sample(source)
+                self._row(place, row, answer)
+            except (ValueError, DataError) as error:
+                answer.bad.append((place, str(error)))
+        return answer
+
+    def _row(self, place: Place, row: VisualRow, answer: VisualAnswer) -> None:
+        rules = self._rules.chat
+        encoded = self.encode(row)
+        if encoded.length > rules.seq_length + 1:
+            if rules.overlong == "error":
+                raise ValueError(
+                    f"{encoded.length} tokens, --seq-length {rules.seq_length} holds {rules.seq_length + 1} "
+                    f"(--overlong drop or truncate goes on without; --max-pixels makes images smaller)."
+                )
+            shorter = self._truncate(row) if rules.overlong == "truncate" else None
+            if shorter is None:
+                answer.dropped.append((place, "too long"))
+                return
+            encoded = shorter
+            answer.truncated += 1
+        if not encoded.assistant[1:].any():
+            answer.dropped.append((place, "no token to learn"))
+            return
+        if len(encoded.places) and encoded.places[-1] == len(encoded.tokens) - 1:
+            answer.dropped.append((place, "ends with an image"))
+            return
+        answer.kept.append(encoded)
+
+    def _truncate(self, row: VisualRow) -> Compact | None:
+        """Up to the last assistant turn that fits, with whole images; None when none fits."""
+        turns = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+        for number in reversed(turns):
+            encoded = self.encode(row.until(number + 1))
+            if encoded.length <= self._rules.chat.seq_length + 1:
+                return encoded
+        return None
+
+    def encode(self, row: VisualRow) -> Compact:
+        """One conversation; `ValueError` or `DataError` says why it cannot be used."""
+        media = tuple(medium for part in row.media for medium in part)
+        placed = tuple(measure(medium, self._rules.processor) for medium in media)
+        if self._rules.chat.train_on_prompt:
+            text, _ = self._exchange(self._finder.text(row.messages, row.tools), [], media, placed)
+            tokens = np.array(self._tokenizer.encode(text), dtype=np.int32)
+            encoded = Encoded(tokens, np.ones(len(tokens), dtype=bool), 0)
+        else:
+            text, spans = self._finder.spans(row.messages, row.tools)
+            encoded = self._finder.mark(*self._exchange(text, spans, media, placed))
+        return self._compact(encoded, media, placed)
+
+    def _exchange(
+        self, text: str, spans: list[Span], media: tuple[Medium, ...], placed: tuple[Placed, ...]
+    ) -> tuple[str, list[Span]]:
+        """Put in what each medium becomes, items as one placeholder, and move the spans along."""
+        found = list(self._places.finditer(text))
+        kinds = ["image" if match.group(1) else "video" for match in found]
+        if kinds != [medium.kind for medium in media]:
+            raise ValueError(
+                f"the chat template shows {len(found)} of {len(media)} images and videos; it must write "
+                f"{self._reader.image_text!r} as it is and drop no message."
+            )
+        pieces: list[str] = []
+        borders, shifts = [0], [0]
+        last = 0
+        for match, one in zip(found, placed, strict=True):
+            written = "".join(piece if isinstance(piece, str) else piece.placeholder for piece in one.pieces)
+            pieces += [text[last : match.start()], written]
+            last = match.end()
+            borders.append(last)
+            shifts.append(shifts[-1] + len(written) - (match.end() - match.start()))
+        pieces.append(text[last:])
+
+        def moved(place: int) -> int:
+            return place + shifts[int(np.searchsorted(borders, place, side="right")) - 1]
+
+        return "".join(pieces), [(moved(start), moved(end)) for start, end in spans]
+
+    def _compact(self, encoded: Encoded, media: tuple[Medium, ...], placed: tuple[Placed, ...]) -> Compact:
+        tokens, assistant = encoded.tokens, encoded.assistant
+        items = [item for one in placed for item in one.items]
+        wanted = [self._marks[item.placeholder] for item in items]
+        pads = sorted(set(wanted))
+        keep = (tokens < self._known) | np.isin(tokens, pads)  # marks the tokenizer does not know are not written
+        tokens, assistant = tokens[keep], assistant[keep]
+        places = np.flatnonzero(np.isin(tokens, pads))
+        if tokens[places].tolist() != wanted:
+            raise ValueError(f"{len(places)} placeholders among the tokens of {len(items)} images and video frames.")
+        tokens = np.where(tokens < self._known, tokens, 0).astype(np.int32)
+        assistant[places] = False
+        return Compact(
+            tokens=tokens, assistant=assistant, merged=encoded.merged, places=places, placed=placed, media=media
+        )

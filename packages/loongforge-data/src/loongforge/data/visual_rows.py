@@ -1,0 +1,244 @@
+"""Rows with images and videos, in the forms data sets have, as one: messages of text, and the media in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loongforge.data.media import Kind, Medium, kind_of
+from loongforge.data.rows import take_field, tools_of
+from loongforge.data.shards import ShardSample
+from loongforge.data.template import Message, check_message
+
+_PLACEHOLDERS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_FIELDS: dict[Kind, tuple[str, str]] = {"image": ("images", "image"), "video": ("videos", "video")}
+
+Lookup = Callable[[str, Kind], Medium]
+"""From a name in a row to the medium it names; `ValueError` when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualRow:
+    """A conversation whose contents are text; where a medium stands, it says what a template writes for one."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    media: tuple[tuple[Medium, ...], ...]
+    """Of each message, in the order of its text."""
+
+    def until(self, count: int) -> VisualRow:
+        """The first `count` messages with their media."""
+        return VisualRow(messages=self.messages[:count], tools=self.tools, media=self.media[:count])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReader:
+    """Reads rows of one run: which field holds messages, and what stands for a medium in them."""
+
+    messages_field: str
+    image_text: str
+    video_text: str
+    marks: tuple[str, ...]
+    """Special tokens of those two; a message's own text may hold none of them."""
+
+    def row(self, row: dict[str, Any], folder: Path) -> VisualRow:
+        """A row of a `.jsonl` file, whose relative paths begin at `folder`; `ValueError` says what is wrong."""
+        return self._row(row, lambda name, kind: _file(name, kind, folder))
+
+    def sample(self, sample: ShardSample) -> VisualRow:
+        """A sample of a shard; its media are members of the same key, whatever their names say."""
+        member = sample.find("json")
+        if member is None:
+            raise ValueError(f"no json among {', '.join(one.extension for one in sample.members)}.")
+        try:
+            content = json.loads(sample.read(member))
+        except ValueError as error:
+            raise ValueError(f"its json cannot be read: {error}.") from error
+
+        def find(name: str, kind: Kind) -> Medium:
+            found = sample.find(name) or sample.find(name.removeprefix(f"{sample.key}."))
+            if found is None:
+                raise ValueError(
+                    f"{kind} {name!r} is not among the members "
+                    f"{', '.join(one.extension for one in sample.members)} of its sample."
+                )
+            return _member(sample, found.extension, kind)
+
+        return self._row(self._unified(content, sample), find)
+
+    def _unified(self, content: Any, sample: ShardSample) -> dict[str, Any]:
+        """A row with messages and lists of media out of the layouts that shards come in."""
+        media: dict[Kind, list[str]] = {"image": [], "video": []}
+        for member in sample.members:
+            if kind := kind_of(f"x.{member.extension}"):
+                media[kind].append(member.extension)
+        if isinstance(content, list):  # VQA: question and answer
+            return self._asked(content, media)
+        if not isinstance(content, dict):
+            raise ValueError(f"its json holds {type(content).__name__}, not an object or a list of messages.")
+        if "captions" in content:
+            captions = content["captions"]
+            if not isinstance(captions, list) or not captions or not isinstance(captions[0], dict):
+                raise ValueError("field 'captions' must be a list of objects with content.")
+            return self._asked([{"content": ""}, captions[0]], media)
+        if "media_files" in content or isinstance(content.get("texts"), dict):
+            raise ValueError("it is packed already (media_files); give the shards from before packing.")
+        row = dict(content)
+        if "texts" in row and self.messages_field not in row:
+            row[self.messages_field] = row.pop("texts")
+        if isinstance(row.get("name"), list):
+            named: dict[Kind, list[str]] = {"image": [], "video": []}
+            for name in row["name"]:
+                kind = kind_of(str(name))
+                if kind is None:
+                    raise ValueError(f"{name!r} is neither an image nor a video by its name.")
+                named[kind].append(str(name))
+            media = named
+        for kind, (plural, singular) in _FIELDS.items():
+            if plural not in row and singular not in row:
+                row[plural] = media[kind]
+        row.pop("media", None)
+        return row
+
+    def _asked(self, turns: list[Any], media: dict[Kind, list[str]]) -> dict[str, Any]:
+        """Turns that take turns; media nobody mentions stand before the first."""
+        messages: list[dict[str, Any]] = []
+        for number, turn in enumerate(turns):
+            if not isinstance(turn, dict):
+                raise ValueError(f"message {number} is {type(turn).__name__}, not an object with content.")
+            roles = ("user", "assistant")
+            messages.append({"role": roles[number % 2], **turn} if "from" not in turn else turn)
+        said = json.dumps(turns)
+        if messages and not any(mark in said for mark in _PLACEHOLDERS):
+            ahead = "".join(mark * len(media[kind]) for mark, kind in _PLACEHOLDERS.items())
+            said_in = "value" if "value" in messages[0] else "content"
+            messages[0] = {**messages[0], said_in: ahead + str(messages[0].get(said_in) or "")}
+        return {self.messages_field: messages, "images": media["image"], "videos": media["video"]}
+
+    def _row(self, row: dict[str, Any], find: Lookup) -> VisualRow:
+        listed = take_field(row, self.messages_field, "--messages-field")
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"field {self.messages_field!r} must be a list of messages that is not empty.")
+        waiting: dict[Kind, list[str]] = {kind: _names(row, kind) for kind in _FIELDS}
+        given: dict[Kind, int] = {kind: len(names) for kind, names in waiting.items()}
+        messages: list[Message] = []
+        media: list[tuple[Medium, ...]] = []
+        wanted: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+        for number, message in enumerate(listed):
+            content = _Content(reader=self, waiting=waiting, find=find, wanted=wanted)
+            messages.append(self._message(message, number, content))
+            media.append(tuple(content.media))
+        for kind, names in waiting.items():
+            if names or wanted[kind] > given[kind]:
+                raise ValueError(
+                    f"{wanted[kind]} places for {kind}s in the messages (<{kind}>), {given[kind]} in the list "
+                    f"{_FIELDS[kind][0]!r}: every one needs its own."
+                )
+        return VisualRow(messages=messages, tools=tools_of(row), media=tuple(media))
+
+    def _message(self, message: Any, number: int, content: _Content) -> Message:
+        if isinstance(message, dict) and "from" in message:
+            role = _SPEAKERS.get(str(message["from"]))
+            if role is None:
+                raise ValueError(f"message {number} is from {message['from']!r}; known: {', '.join(_SPEAKERS)}.")
+            message = {"role": role, "content": message.get("value")}
+        message = check_message(message, number)
+        said = message.get("content")
+        if said is None:
+            return message
+        if isinstance(said, str):
+            return {**message, "content": content.of_text(said)}
+        if not isinstance(said, list):
+            raise ValueError(f"message {number}: content is {type(said).__name__}, not text or a list of parts.")
+        return {**message, "content": "".join(content.of_part(part, number) for part in said)}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Content:
+    """Turns one message's content into text and collects its media."""
+
+    reader: RowReader
+    waiting: dict[Kind, list[str]]
+    find: Lookup
+    wanted: dict[Kind, int]
+    """Media that messages asked for out of the row's lists."""
+    media: list[Medium] = field(default_factory=list)
+
+    def of_text(self, text: str) -> str:
+        """Text with the marks `<image>` and `<video>` exchanged for what a template writes."""
+        pieces = re.split("(<image>|<video>)", text)
+        kinds: list[Kind | None] = [_PLACEHOLDERS.get(piece) for piece in pieces]
+        return "".join(
+            self._next(kind) if kind else self._plain(piece) for piece, kind in zip(pieces, kinds, strict=True)
+        )
+
+    def of_part(self, part: Any, number: int) -> str:
+        """One part of a content list: `{"type": "text" | "image" | "image_url" | "video", ...}`, text literal."""
+        if not isinstance(part, dict):
+            raise ValueError(f"message {number}: a part of its content is {type(part).__name__}, not an object.")
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return self._plain(part["text"])
+        if kind == "image_url":
+            url = part.get("image_url")
+            return self._named(str(url.get("url") if isinstance(url, dict) else url), "image")
+        if kind == "image" or kind == "video":
+            name = part.get(kind, part.get("path"))
+            return self._next(kind) if name is None else self._named(str(name), kind)
+        raise ValueError(
+            f"message {number}: a part of type {kind!r} is not known: text, image, image_url or video, each with its "
+            "field."
+        )
+
+    def _next(self, kind: Kind) -> str:
+        self.wanted[kind] += 1
+        names = self.waiting[kind]
+        return self._named(names.pop(0), kind) if names else ""
+
+    def _named(self, name: str, kind: Kind) -> str:
+        self.media.append(self.find(name, kind))
+        return self.reader.image_text if kind == "image" else self.reader.video_text
+
+    def _plain(self, text: str) -> str:
+        for mark in self.reader.marks:
+            if mark in text:
+                raise ValueError(f"a message's text holds {mark!r}, which marks where images stand; write <image>.")
+        return text
+
+
+def _names(row: dict[str, Any], kind: Kind) -> list[str]:
+    """Media a row lists, under the plural or the singular field."""
+    for name in _FIELDS[kind]:
+        value = row.get(name)
+        if value is None:
+            continue
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(one, str) and one for one in values):
+            raise ValueError(f"field {name!r} must be a path or a list of paths.")
+        return list(values)
+    return []
+
+
+def _file(name: str, kind: Kind, folder: Path) -> Medium:
+    """A file beside the data; a relative path may not lead out of the data's folder."""
+    name = name.removeprefix("file://")
+    if "://" in name or name.startswith("data:"):
+        raise ValueError(f"{kind} {name[:60]!r}: only files are read; download it and give its path.")
+    if os.path.isabs(name):
+        return Medium(kind=kind, path=name)
+    if os.path.normpath(name).startswith(".."):
+        raise ValueError(f"{kind} {name!r} leads out of the data's folder {folder}.")
+    return Medium(kind=kind, path=str(folder / name))
+
+
+def _member(sample: ShardSample, extension: str, kind: Kind) -> Medium:
+    member = sample.find(extension)
+    assert member is not None, "the caller has found it"
+    name = f"{sample.key}.{extension}"
+    return Medium(kind=kind, path=sample.shard, offset=member.offset, size=member.size, name=name)

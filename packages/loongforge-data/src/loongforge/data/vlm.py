@@ -1,0 +1,203 @@
+"""The `vlm` source: conversations with images and videos, out of `.jsonl` files or webdataset shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loongforge.core.data.contract import Sample, SourceRequest, VisualProcessor
+from loongforge.core.errors import DataError
+from loongforge.data.blend import parse_paths, split_range
+from loongforge.data.conversations import ChatRules
+from loongforge.data.media import decode
+from loongforge.data.once import build_once
+from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings
+from loongforge.data.tokenise import TokenizerChoice, spare_workers
+from loongforge.data.visual_encode import VisualRules
+from loongforge.data.visual_file import VisualDocument, VisualFile, sources, write_visual
+
+_FORMAT = 1
+"""Raised when cached conversations of an earlier version must not be read."""
+
+
+class VisualConversations:
+    """Conversations `first` to `last - 1` of some files, one after the other."""
+
+    def __init__(self, files: list[VisualFile], first: int, last: int) -> None:
+        self._files = files
+        self._first = first
+        self._borders = np.cumsum([0, *(len(file) for file in files)])
+        self.lengths: np.ndarray = np.concatenate([file.lengths for file in files])[first:last]
+        """Tokens of each conversation, features included, int64."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, number: int) -> VisualDocument:
+        """One conversation."""
+        file, place = self._find(number)
+        return file.read(place)
+
+    def patches(self, number: int, grid: np.ndarray, processor: VisualProcessor) -> list[np.ndarray]:
+        """Patches of every item of one conversation, decoded now; `DataError` for a corrupt or changed file.
+
+        `grid` is that of its document.
+        """
+        file, place = self._find(number)
+        found: list[np.ndarray] = []
+        expected = iter(grid.tolist())
+        for medium in file.media(place):
+            for item in decode(medium, processor).items:
+                if list(item.grid) != next(expected, None):
+                    raise DataError(
+                        f"{medium} has another size than when it was tokenised: it was changed. "
+                        "Delete the data cache, it is built again."
+                    )
+                assert item.patches is not None, "a decoded item has patches"
+                found.append(item.patches)
+        return found
+
+    def _find(self, number: int) -> tuple[VisualFile, int]:
+        file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
+        return self._files[file], number + self._first - int(self._borders[file])
+
+
+class VisualSource:
+    """Samples of one or more sets of conversations, text and images; packed as the `chat` source packs.
+
+    Features stand at `visual_positions`; nothing is learned where the label is a placeholder of one.
+    """
+
+    def __init__(
+        self,
+        request: SourceRequest,
+        pad_id: int,
+        groups: list[tuple[VisualConversations, Group]],
+        weights: list[float],
+        facts: dict[str, str],
+        counts: dict[str, Any],
+    ) -> None:
+        assert request.visual is not None, "open_vlm has looked"
+        self._request = request
+        self._processor = request.visual
+        self._pad_id = pad_id
+        self._groups = groups
+        self._order = Order(request, [group for _, group in groups], weights)
+        self._facts = facts
+        self._counts = counts
+
+    def __len__(self) -> int:
+        """Samples asked for; the data repeats in further epochs to reach any number."""
+        return self._request.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`; `DataError` names an image or video that is corrupt."""
+        number, chosen = self._order[index]
+        conversations, group = self._groups[number]
+        documents = [conversations.read(one) for one in chosen]
+        said = [(one.tokens, one.assistant) for one in documents]
+        filled = fill(self._request, self._pad_id, said, group.packs is not None)
+        sample, borders = filled.sample, filled.borders
+        sample["position_ids"] = self._positions(documents, borders)
+        none = np.empty(0, dtype=np.int64)
+        starts = zip(documents, borders, strict=False)
+        sample["visual_positions"] = np.concatenate([none, *(one.features + start for one, start in starts)])
+        sample["grid"] = np.concatenate([none.reshape(0, 3), *(one.grid for one in documents)])
+        if self._request.pixels and len(sample["grid"]):
+            read = zip(chosen, documents, strict=True)
+            patches = [conversations.patches(one, document.grid, self._processor) for one, document in read]
+            sample["pixels"] = np.concatenate([part for one in patches for part in one])
+            assert len(sample["pixels"]) == int(sample["grid"].prod(axis=1).sum()), "patches are those of the grids"
+        return sample
+
+    def _positions(self, documents: list[VisualDocument], borders: list[int]) -> np.ndarray:
+        """int64 `[seq_length]` or `[rank, seq_length]`; what pads a document goes on as text."""
+        sizes = np.diff(borders).tolist()
+        items = [one.items for one in documents] + [[]] * (len(sizes) - len(documents))
+        parts = [self._processor.position_ids(size, placed) for size, placed in zip(sizes, items, strict=True)]
+        rows = np.concatenate(parts, axis=1)
+        assert len(rows) == self._request.position_rank, f"{len(rows)} rows of position ids"
+        return rows if len(rows) > 1 else rows[0]
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Everything the order and the content of samples depend on."""
+        return {"source": "vlm", **self._facts, **settings(self._request)}
+
+    def report(self) -> Mapping[str, Any]:
+        """Rows and what became of them, images, tokens, sequences and how full they are, epochs asked for."""
+        units = self._order.units
+        positions = sum(int((conversations.lengths - 1).sum()) for conversations, _ in self._groups)
+        return {
+            "source": "vlm",
+            "part": self._request.part,
+            **self._counts,
+            "used": sum(len(conversations) for conversations, _ in self._groups),
+            "sequences": units,
+            "filled": round(positions / (units * self._request.seq_length), 4),
+            "samples": self._request.num_samples,
+            "epochs": round(self._request.num_samples / units, 3),
+        }
+
+
+def open_vlm(request: SourceRequest) -> VisualSource:
+    """The `vlm` source. Collective: rows are tokenised and images measured on the builder alone, once."""
+    if request.visual is None:
+        raise DataError("the source 'vlm' reads images for a model with an image encoder; this model has none.")
+    check_packing(request)
+    rules = ChatRules(
+        choice=TokenizerChoice(path=request.tokenizer_path, kind=request.tokenizer_type, vocab_size=request.vocab_size),
+        template_file=request.chat_template,
+        messages_field=request.messages_field,
+        train_on_prompt=request.train_on_prompt,
+        overlong=request.overlong,
+        seq_length=request.seq_length,
+    )
+    tokenizer, template = rules.open()
+    decisive = (tokenizer.identity(), template.source, sorted(tokenizer.special_tokens.items()), request.visual)
+    chosen_by = (rules.messages_field, rules.train_on_prompt, rules.overlong, rules.seq_length)
+    identity = repr((_FORMAT, *decisive, *chosen_by))
+    groups: list[tuple[VisualConversations, Group]] = []
+    facts = {"template": hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}
+    counts: Counter[str] = Counter()
+    lines: list[str] = []
+    paths = parse_paths(request.paths)
+    for number, entry in enumerate(paths):
+        files = [_tokenised(path, request, request.visual, rules, identity) for path in entry.paths]
+        first, last = split_range(request.split, request.part, sum(len(file) for file in files))
+        conversations = VisualConversations(files, first, last)
+        digest = " ".join(file.facts["digest"] for file in files)
+        facts[f"data.{number}"] = digest
+        content = f"{digest} {first} {last}"
+        packs = plan_packs(conversations.lengths, request, content) if request.packing else None
+        groups.append((conversations, Group(len(conversations), packs)))
+        for file in files:
+            told = dict(file.facts)
+            lines.extend(told.pop("dropped_lines"))
+            counts.update({f"dropped ({reason})": count for reason, count in told.pop("dropped").items()})
+            counts.update({name: count for name, count in told.items() if name != "digest"})
+    facts["weights"] = " ".join(f"{entry.weight:g}" for entry in paths)
+    report: dict[str, Any] = {**counts, **({"dropped_rows": lines} if lines else {})}
+    return VisualSource(request, tokenizer.pad_id, groups, [entry.weight for entry in paths], facts, report)
+
+
+def _tokenised(
+    path: str, request: SourceRequest, processor: VisualProcessor, rules: ChatRules, identity: str
+) -> VisualFile:
+    """The conversations of a path, tokenised into the cache first when they are not there."""
+    files = sources(path)
+    stamps = [(os.path.realpath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.blake2b(repr((stamps, identity)).encode(), digest_size=8).hexdigest()
+    folder = request.cache / f"{Path(path).stem}-{key}"
+    everything = VisualRules(chat=rules, processor=processor, folder=files[0].parent)
+
+    def build() -> None:
+        write_visual(files, folder, everything, max(spare_workers(file) for file in files))
+
+    build_once(folder, build, is_builder=request.is_builder, barrier=request.barrier)
+    return VisualFile(folder)

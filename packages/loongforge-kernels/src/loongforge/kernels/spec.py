@@ -1,0 +1,88 @@
+"""What an entry point of the group `loongforge.kernels` loads: plain data, standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+API = (1, 0)
+"""Version of this contract. Major: breaking. Minor: additions with defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec:
+    """One implementation of one op."""
+
+    op: str
+    """Name of the op, whose folder documents the signature every implementation has: `rms_norm`."""
+    impl: str
+    """Name of this implementation: `triton`."""
+    target: str
+    """`module:attribute` of the callable; imported on first use."""
+    devices: tuple[str, ...] = ()
+    """torch device types it runs on; empty means all."""
+    dtypes: tuple[str, ...] = ()
+    """torch dtype names it accepts, as `bfloat16`; empty means every floating type."""
+    capability: str | None = None
+    """Least CUDA compute capability, as `sm_90`; None means any."""
+    priority: int = 0
+    """The highest usable one is chosen; equal ones in the order of their names."""
+    requires: tuple[str, ...] = ()
+    """Distributions it needs besides torch, as requirement strings: `triton>=3.2`."""
+    api: tuple[int, int] = API
+    """Contract it was written for."""
+    summary: str = ""
+    """One line for listings."""
+
+
+def _torch_paths(op: str, summary: str) -> tuple[KernelSpec, KernelSpec]:
+    module = f"loongforge.kernels.{op}"
+    return (
+        KernelSpec(op=op, impl="reference", target=f"{module}.reference:{op}", summary=f"{summary}: the plain truth"),
+        KernelSpec(
+            op=op,
+            impl="eager",
+            target=f"{module}.eager:{op}",
+            priority=10,
+            summary=f"{summary}: own backward, torch ops",
+        ),
+    )
+
+
+def _triton_path(op: str, summary: str) -> KernelSpec:
+    return KernelSpec(
+        op=op,
+        impl="triton",
+        target=f"loongforge.kernels.{op}.triton:{op}",
+        devices=("cuda",),
+        dtypes=("float32", "bfloat16", "float16"),
+        priority=20,
+        requires=("triton>=3.2",),
+        summary=f"{summary}: one kernel each way",
+    )
+
+
+KERNELS: tuple[KernelSpec, ...] = (
+    *_torch_paths("rms_norm", "root mean square norm"),
+    _triton_path("rms_norm", "root mean square norm"),
+    *_torch_paths("swiglu", "silu(gate) * up"),
+    _triton_path("swiglu", "silu(gate) * up"),
+    *_torch_paths("rope", "rotary position embedding"),
+    *_torch_paths("cross_entropy", "loss per token from logits"),
+    *_torch_paths("linear_cross_entropy", "loss per token from hidden states"),
+    KernelSpec(
+        op="causal_attention",
+        impl="reference",
+        target="loongforge.kernels.causal_attention.reference:causal_attention",
+        summary="causal attention: the plain truth",
+    ),
+    KernelSpec(
+        op="causal_attention",
+        impl="eager",
+        target="loongforge.kernels.causal_attention.eager:causal_attention",
+        devices=("cpu",),
+        priority=10,
+        summary="causal attention: matrix products of what each block may see, own backward",
+    ),
+    *_torch_paths("adamw", "AdamW step"),
+)
+"""What this wheel implements."""

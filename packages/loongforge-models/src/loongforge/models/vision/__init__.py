@@ -1,0 +1,1 @@
+"""Vision encoders and projectors, and what they share."""

@@ -1,0 +1,1 @@
+"""The vision encoder of Qwen2.5-VL."""

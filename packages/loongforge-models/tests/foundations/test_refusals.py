@@ -1,0 +1,101 @@
+"""What a family cannot train is an error that names key, value and way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loongforge.core import plugins
+from loongforge.core.errors import ConfigError
+
+CASES: list[tuple[str, str, dict[str, Any], str]] = [
+    ("qwen2", "qwen2_5_7b", {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+    ("qwen2", "qwen2_5_7b", {"use_mrope": True}, "use_mrope=True is not supported.*Qwen2.5-VL"),
+    ("qwen2", "qwen2_5_7b", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not supported"),
+    ("qwen2", "qwen2_5_7b", {"hidden_sise": 1}, "unknown key 'hidden_sise'.*Did you mean 'hidden_size'"),
+    (
+        "qwen2",
+        "qwen2_5_7b",
+        {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
+        r"mrope_section=\(16, 24, 25\) must be three counts .* add up to kv_channels / 2 = 64",
+    ),
+    ("qwen2", "qwen2_5_7b", {"num_attention_heads": None}, "'num_attention_heads' is missing"),
+    ("llama", "llama3_8b", {"attention_bias": True}, "attention_bias=True is not supported"),
+    ("llama", "llama3_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+    ("llama", "llama3_8b", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only 'default' and 'llama3'"),
+    ("llama", "llama3_8b", {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}}, "contradicts"),
+    ("llama", "llama3_8b", {"num_key_value_heads": 7}, "must be a multiple of num_query_groups=7"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not supported"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"shared_expert_intermediate_size": 64}, "has a shared expert"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"num_experts_per_tok": 129}, "moe_router_topk=129 must not exceed num_experts=128"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"moe_intermediate_size": 0}, "moe_ffn_hidden_size must be a whole number"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not supported"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"layer_types": ["full_attention"] * 48}, "each 4th is 'full_attention'"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"full_attention_interval": 0}, "must be a whole number of at least 1"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"full_attention_interval": 49}, "linear_attention_freq=49 must be between"),
+    (
+        "qwen3_next",
+        "qwen3_next_80b_a3b",
+        {"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor=0.25 contradicts the 0.5",
+    ),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"linear_num_key_heads": 12}, "must be a multiple of linear_num_key_heads=12"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"linear_num_value_heads": None}, "'linear_num_value_heads' is missing"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "only 1.0"),
+    (
+        "deepseek3",
+        "deepseek_v3",
+        {"quantization_config": {"quant_method": "fp8"}},
+        "quantised .FP8 in the release.*convert the checkpoint to bfloat16 first",
+    ),
+    ("deepseek3", "deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
+    ("deepseek3", "deepseek_v3", {"num_nextn_predict_layers": 2}, "num_nextn_predict_layers=2 is not supported"),
+    ("deepseek3", "deepseek_v3", {"num_key_value_heads": 8}, "num_key_value_heads=8 is not supported, only 128"),
+    ("deepseek3", "deepseek_v3", {"qk_head_dim": 128}, "qk_head_dim=128 is not supported, only 192"),
+    ("deepseek3", "deepseek_v3", {"topk_group": None}, "give both or neither"),
+    ("deepseek3", "deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "one of mscale"),
+    ("deepseek3", "deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob=False is not supported"),
+]
+
+
+@pytest.mark.parametrize(("family", "size", "change", "text"), CASES)
+def test_refusals(family: str, size: str, change: dict[str, Any], text: str, released: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=text):
+        plugins.load("models", family).config().from_hf({**released[size], **change})
+
+
+FIELDS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("llama", "llama3_1_8b", {"low_freq_factor": 5.0}, "low_freq_factor=5.0 must be below high_freq_factor=4.0"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"mrope_interleaved": True}, "needs a mrope_section"),
+    ("qwen3_moe", "qwen3_30b_a3b", {"moe_aux_loss_coeff": -1.0}, "must be a number of at least 0, got -1.0"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"rotary_percent": 0.0}, "rotary_percent must be above 0 and at most 1"),
+    ("qwen3_next", "qwen3_next_80b_a3b", {"rotary_percent": 0.3}, "= 76.8 must be an even whole number"),
+    ("deepseek3", "deepseek_v3", {"first_dense_layers": 62}, "first_dense_layers=62 must not exceed num_layers=61"),
+    ("deepseek3", "deepseek_v3", {"moe_shared_expert_intermediate_size": 99}, "must be a multiple of"),
+    ("deepseek3", "deepseek_v3", {"qk_pos_emb_head_dim": 63}, "qk_pos_emb_head_dim=63 must be even"),
+    ("deepseek3", "deepseek_v3", {"q_lora_rank": 0}, "q_lora_rank must be a whole number of at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("family", "size", "change", "text"), FIELDS)
+def test_impossible_fields(
+    family: str, size: str, change: dict[str, Any], text: str, released: Mapping[str, Any]
+) -> None:
+    config = plugins.load("models", family).config().from_hf(released[size])
+    with pytest.raises(ConfigError, match=text):
+        replace(config, **change)
+
+
+def test_two_spellings_of_the_positions_may_agree(released: Mapping[str, Any]) -> None:
+    """As in an export over a `config.json` of transformers 5."""
+    hf = released["llama3_1_8b"]
+    kind = plugins.load("models", "llama").config()
+    newer = {**hf["rope_scaling"], "rope_theta": hf["rope_theta"]}
+    assert kind.from_hf({**hf, "rope_parameters": newer}) == kind.from_hf(hf)
+    with pytest.raises(ConfigError, match="rope_parameters contradicts rope_scaling"):
+        kind.from_hf({**hf, "rope_parameters": {**newer, "factor": 9.0}})
