@@ -106,7 +106,8 @@ REFUSALS: list[tuple[int, dict[str, Any], str]] = [
         3,
         {PP: 3},
         "num_layers=8 is not a multiple of pipeline stages x virtual stages = 3 x 1 = 3: use a product among "
-        "[1, 2, 4, 8].",
+        "[1, 2, 4, 8], or give the first or the last stage another number of layers with "
+        "--decoder-first-pipeline-num-layers or --decoder-last-pipeline-num-layers.",
     ),
     (2, {PP: 2, VPP: 3, "global_batch_size": 2}, "pipeline stages x virtual stages = 2 x 3 = 6"),
     (
