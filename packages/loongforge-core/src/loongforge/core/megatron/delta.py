@@ -99,7 +99,8 @@ class GatedDelta(MegatronModule):
     def _initialise(self) -> None:
         """Decay rates uniform between 1 and 16, as the reference has them; steps of time begin at softplus(1)."""
         with model_parallel_random():
-            self.config.init_method(self.conv1d.weight)
+            initialise: Any = self.config.init_method  # upstream annotates as optional what it fills in
+            initialise(self.conv1d.weight)
             self.A_log.uniform_(1, 16).log_()
         self.dt_bias.fill_(1)
 
@@ -151,8 +152,9 @@ class GatedDelta(MegatronModule):
             dp_cp_group=metadata["dp_cp_group"],
         )  # fmt: skip
         for name in ("in_proj", "out_norm", "out_proj"):
+            offsets: Any = sharded_offsets  # upstream annotates one offset and takes any number
             state |= sharded_state_dict_default(
-                getattr(self, name), f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
+                getattr(self, name), f"{prefix}{name}.", offsets, metadata, tp_group=self.tp_group
             )
         return state
 

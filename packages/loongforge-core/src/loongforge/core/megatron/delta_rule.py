@@ -81,8 +81,8 @@ def delta_rule(
     ends of the segments of packed rows from 0 on; every segment begins with an empty state.
     """
     if ends is not None and len(ends) > 2:
-        segments = ([t[:, start:end] for t in (q, k, v, decay, beta)] for start, end in pairwise(ends))
-        return torch.cat([delta_rule(*segment) for segment in segments], dim=1)
+        segments = [delta_rule(q[:, a:b], k[:, a:b], v[:, a:b], decay[:, a:b], beta[:, a:b]) for a, b in pairwise(ends)]
+        return torch.cat(segments, dim=1)
     wide = torch.promote_types(v.dtype, torch.float32)
     q, k = (_unit(t.to(wide)) for t in (q, k))
     queries = _chunks(q.unsqueeze(3) * q.size(-1) ** -0.5)  # [B, K, 1, N, C, D]

@@ -38,7 +38,8 @@ class OutputLayer(tensor_parallel.ColumnParallelLinear):
     @property
     def makes_losses(self) -> bool:
         """Whether `labels` may be given."""
-        return self.linear_cross_entropy is not None and self.tp_group.size() == 1
+        group: Any = self.tp_group  # upstream annotates as optional what its constructor fills in
+        return self.linear_cross_entropy is not None and group.size() == 1
 
     def forward(
         self,
@@ -50,7 +51,8 @@ class OutputLayer(tensor_parallel.ColumnParallelLinear):
         """`[S, B, H]` to logits `[S, B, V / tp]`, or with labels `[B, S]` to losses `[B, S]`; the bias is None."""
         if labels is None:
             return super().forward(input_, weight)
-        matrix = (self.weight if weight is None else weight)[: self.tokens]
+        whole: Any = self.weight if weight is None else weight  # upstream annotates its own as optional
+        matrix = whole[: self.tokens]
         mask = None if loss_mask is None else loss_mask.t()
         return self.linear_cross_entropy(input_, matrix, labels.t(), mask).t(), None
 
