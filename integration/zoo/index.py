@@ -1,0 +1,157 @@
+"""Names and shapes of all tensors of a released checkpoint, as its index lists them, from its `config.json` alone.
+
+Written from the layout of the releases, not from our weight tables, which are compared with it. What the trainer
+does not have, the further layers of multi-token prediction, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+Shape = tuple[int, ...]
+Tensors = Iterator[tuple[str, Shape]]
+
+
+def index_of(config: Config) -> dict[str, Shape]:
+    """Every tensor of the checkpoint that `config` belongs to."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    found: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        found["lm_head.weight"] = (vocab, hidden)
+    layer = LAYERS[config["model_type"]]
+    for number in range(config["num_hidden_layers"]):
+        found |= {f"model.layers.{number}.{name}": shape for name, shape in layer(config, number)}
+    return found
+
+
+def norms(config: Config) -> Tensors:
+    """The two of every layer."""
+    yield "input_layernorm.weight", (config["hidden_size"],)
+    yield "post_attention_layernorm.weight", (config["hidden_size"],)
+
+
+def head_dim(config: Config) -> int:
+    """Said, or the model's width over its heads."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def grouped(config: Config, *, bias: bool = False, head_norms: bool = False, gated: bool = False) -> Tensors:
+    """Grouped-query attention; `gated`: the query projection has a gate for every channel."""
+    hidden, width = config["hidden_size"], head_dim(config)
+    query, pair = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    for name, rows in {"q": query * (1 + gated), "k": pair, "v": pair}.items():
+        yield f"self_attn.{name}_proj.weight", (rows, hidden)
+        if bias:
+            yield f"self_attn.{name}_proj.bias", (rows,)
+    yield "self_attn.o_proj.weight", (hidden, query)
+    if head_norms:
+        yield from ((f"self_attn.{name}_norm.weight", (width,)) for name in "qk")
+
+
+def latent(config: Config) -> Tensors:
+    """Multi-head latent attention."""
+    hidden, heads, rank = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
+    rope, nope, value = config["qk_rope_head_dim"], config["qk_nope_head_dim"], config["v_head_dim"]
+    if config["q_lora_rank"] is None:
+        yield "self_attn.q_proj.weight", (heads * (nope + rope), hidden)
+    else:
+        yield "self_attn.q_a_proj.weight", (config["q_lora_rank"], hidden)
+        yield "self_attn.q_a_layernorm.weight", (config["q_lora_rank"],)
+        yield "self_attn.q_b_proj.weight", (heads * (nope + rope), config["q_lora_rank"])
+    yield "self_attn.kv_a_proj_with_mqa.weight", (rank + rope, hidden)
+    yield "self_attn.kv_a_layernorm.weight", (rank,)
+    yield "self_attn.kv_b_proj.weight", (heads * (nope + value), rank)
+    yield "self_attn.o_proj.weight", (hidden, heads * value)
+
+
+def delta(config: Config) -> Tensors:
+    """Gated delta rule."""
+    hidden, keys, values = config["hidden_size"], config["linear_num_key_heads"], config["linear_num_value_heads"]
+    key, value = keys * config["linear_key_head_dim"], values * config["linear_value_head_dim"]
+    yield "linear_attn.in_proj_qkvz.weight", (2 * key + 2 * value, hidden)
+    yield "linear_attn.in_proj_ba.weight", (2 * values, hidden)
+    yield "linear_attn.conv1d.weight", (2 * key + value, 1, config["linear_conv_kernel_dim"])
+    yield "linear_attn.dt_bias", (values,)
+    yield "linear_attn.A_log", (values,)
+    yield "linear_attn.norm.weight", (config["linear_value_head_dim"],)
+    yield "linear_attn.out_proj.weight", (hidden, value)
+
+
+def mlp(config: Config, width: int, place: str = "mlp") -> Tensors:
+    """A gated MLP."""
+    hidden = config["hidden_size"]
+    yield f"{place}.gate_proj.weight", (width, hidden)
+    yield f"{place}.up_proj.weight", (width, hidden)
+    yield f"{place}.down_proj.weight", (hidden, width)
+
+
+def experts(config: Config, count: str, *, bias: bool = False) -> Tensors:
+    """Router and experts; `count` is the key of their number."""
+    yield "mlp.gate.weight", (config[count], config["hidden_size"])
+    if bias:
+        yield "mlp.gate.e_score_correction_bias", (config[count],)
+    for number in range(config[count]):
+        yield from mlp(config, config["moe_intermediate_size"], f"mlp.experts.{number}")
+
+
+def dense(config: Config, number: int) -> Tensors:
+    """LLaMA, Qwen1.5 to Qwen3."""
+    kind = config["model_type"]
+    yield from norms(config)
+    yield from grouped(config, bias=kind == "qwen2", head_norms=kind == "qwen3")
+    yield from mlp(config, config["intermediate_size"])
+
+
+def qwen3_moe(config: Config, number: int) -> Tensors:
+    """Qwen3 with experts."""
+    yield from norms(config)
+    yield from grouped(config, head_norms=True)
+    yield from experts(config, "num_experts")
+
+
+def qwen3_next(config: Config, number: int) -> Tensors:
+    """Qwen3-Next: attention in every fourth layer."""
+    yield from norms(config)
+    attends = (number + 1) % config["full_attention_interval"] == 0
+    yield from grouped(config, head_norms=True, gated=True) if attends else delta(config)
+    yield from experts(config, "num_experts")
+    yield from mlp(config, config["shared_expert_intermediate_size"], "mlp.shared_expert")
+    yield "mlp.shared_expert_gate.weight", (1, config["hidden_size"])
+
+
+def _dense_first(config: Config, number: int, *, bias: bool) -> Tensors:
+    if number < config["first_k_dense_replace"]:
+        yield from mlp(config, config["intermediate_size"])
+    else:
+        yield from experts(config, "n_routed_experts", bias=bias)
+        shared = config["n_shared_experts"] * config["moe_intermediate_size"]
+        yield from mlp(config, shared, "mlp.shared_experts")
+
+
+def deepseek(config: Config, number: int) -> Tensors:
+    """DeepSeek-V2 and V3, Kimi-K2."""
+    yield from norms(config)
+    yield from latent(config)
+    yield from _dense_first(config, number, bias=config["model_type"] == "deepseek_v3")
+
+
+def glm4_moe(config: Config, number: int) -> Tensors:
+    """GLM-4.5: biases of query, key and value, none of the output."""
+    yield from norms(config)
+    yield from grouped(config, bias=config["attention_bias"], head_norms=config["use_qk_norm"])
+    yield from _dense_first(config, number, bias=True)
+
+
+LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
+    "llama": dense,
+    "qwen2": dense,
+    "qwen3": dense,
+    "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
+    "deepseek_v2": deepseek,
+    "deepseek_v3": deepseek,
+    "glm4_moe": glm4_moe,
+}
+"""Tensors of layer `number` by `model_type`."""
