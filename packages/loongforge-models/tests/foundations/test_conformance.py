@@ -53,6 +53,8 @@ DIRECT = {
         ("llama", {"original_max_position_embeddings": 16}),  # so that the stretch reaches the tiny frequencies
         ("qwen3_moe", EXPERTS),
         ("qwen3_next", {**EXPERTS, **DELTA}),
+        ("glm4_moe", {**EXPERTS, "first_dense_layers": 1, "moe_shared_expert_intermediate_size": 20}),
+        ("deepseek2", {**EXPERTS, **LATENT}),
         ("deepseek3", {**EXPERTS, **LATENT}),
         ("deepseek3", {**EXPERTS, **DIRECT}),
     ],

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from released import SIZES
 
 from loongforge.core import plugins
 from loongforge.core.errors import ConfigError
@@ -15,7 +16,6 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("qwen2", "qwen2_5_7b", {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
     ("qwen2", "qwen2_5_7b", {"use_mrope": True}, "use_mrope=True is not supported.*Qwen2.5-VL"),
     ("qwen2", "qwen2_5_7b", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not supported"),
-    ("qwen2", "qwen2_5_7b", {"hidden_sise": 1}, "unknown key 'hidden_sise'.*Did you mean 'hidden_size'"),
     (
         "qwen2",
         "qwen2_5_7b",
@@ -60,6 +60,13 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek3", "deepseek_v3", {"topk_group": None}, "give both or neither"),
     ("deepseek3", "deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "one of mscale"),
     ("deepseek3", "deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob=False is not supported"),
+    ("deepseek2", "deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func='sigmoid' is not supported"),
+    ("deepseek2", "deepseek_v2", {"topk_method": "greedy"}, "only 'group_limited_greedy'"),
+    ("deepseek2", "deepseek_v2_lite", {"topk_method": "group_limited_greedy"}, "only 'greedy'"),
+    ("deepseek2", "deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob=True is not supported"),
+    ("glm4_moe", "glm_4_5_air_106b_a12b", {"first_k_dense_replace": 47}, "first_dense_layers=47 must not exceed"),
+    ("glm4_moe", "glm_4_5_air_106b_a12b", {"n_group": 2}, "n_group=2 is not supported"),
+    ("glm4_moe", "glm_4_5_air_106b_a12b", {"num_experts_per_tok": 129}, "must not exceed num_experts=128"),
 ]
 
 
@@ -67,6 +74,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
 def test_refusals(family: str, size: str, change: dict[str, Any], text: str, released: Mapping[str, Any]) -> None:
     with pytest.raises(ConfigError, match=text):
         plugins.load("models", family).config().from_hf({**released[size], **change})
+
+
+@pytest.mark.parametrize(("family", "size"), dict(reversed(SIZES)).items())
+def test_an_unknown_key_is_named(family: str, size: str, released: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'hidden_sise'.*Did you mean 'hidden_size'"):
+        plugins.load("models", family).config().from_hf({**released[size], "hidden_sise": 1})
 
 
 FIELDS: list[tuple[str, str, dict[str, Any], str]] = [

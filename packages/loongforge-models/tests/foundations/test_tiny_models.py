@@ -69,6 +69,39 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_next",
         {**GROUPED, **EXPERTS, **DELTA, "rotary_percent": 0.6, "moe_aux_loss_coeff": 0.25},
     ),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **GROUPED,
+            **EXPERTS,
+            "add_qkv_bias": True,
+            "qk_layernorm": True,
+            "rotary_percent": 0.6,
+            "first_dense_layers": 1,
+            "moe_shared_expert_intermediate_size": 22,
+            "moe_router_topk_scaling_factor": 1.7,
+        },
+    ),
+    "glm4_moe no head norms": (
+        "glm4_moe",
+        {**GROUPED, **EXPERTS, "rotary_percent": 0.6, "moe_shared_expert_intermediate_size": 44},
+    ),
+    "deepseek2": (
+        "deepseek2",
+        {
+            **EXPERTS,
+            **LATENT,
+            **YARN,
+            **GROUPS,
+            "q_lora_rank": 26,
+            "first_dense_layers": 1,
+            "moe_shared_expert_intermediate_size": 44,
+        },
+    ),
+    "deepseek2 direct queries": (
+        "deepseek2",
+        {**EXPERTS, **LATENT, "q_lora_rank": None, "moe_shared_expert_intermediate_size": 22},
+    ),
     "deepseek3": (
         "deepseek3",
         {
