@@ -23,6 +23,7 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 6,
     "num_hidden_layers": 4,
     "num_key_value_heads": 2,
+    "pretraining_tp": 1,
     "rms_norm_eps": 1e-5,
     "rope_scaling": None,
     "rope_theta": 10000.0,
