@@ -12,6 +12,8 @@ from released import SIZES
 from loongforge.core import plugins
 from loongforge.core.errors import ConfigError
 
+FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+
 CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("qwen2", "qwen2_5_7b", {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
     ("qwen2", "qwen2_5_7b", {"use_mrope": True}, "use_mrope=True is not supported.*Qwen2.5-VL"),
@@ -50,9 +52,18 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "deepseek3",
         "deepseek_v3",
-        {"quantization_config": {"quant_method": "fp8"}},
-        "quantised .FP8 in the release.*convert the checkpoint to bfloat16 first",
+        {"quantization_config": {"quant_method": "awq"}},
+        "quant_method='awq' is not supported",
     ),
+    ("deepseek3", "deepseek_v3", {"quantization_config": {**FP8, "fmt": "e5m2"}}, "fmt='e5m2' is not supported"),
+    (
+        "llama",
+        "llama3_8b",
+        {"quantization_config": {**FP8, "weight_block_size": None}},
+        "weight_block_size=None is not",
+    ),
+    ("qwen2", "qwen2_5_7b", {"quantization_config": {**FP8, "bits": 4}}, "bits=4 is not supported"),
+    ("glm4_moe", "glm_4_5_air_106b_a12b", {"quantization_config": "fp8"}, "must be an object, got 'fp8'"),
     ("deepseek3", "deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
     ("deepseek3", "deepseek_v3", {"num_nextn_predict_layers": 2}, "num_nextn_predict_layers=2 is not supported"),
     ("deepseek3", "deepseek_v3", {"num_key_value_heads": 8}, "num_key_value_heads=8 is not supported, only 128"),
@@ -80,6 +91,14 @@ def test_refusals(family: str, size: str, change: dict[str, Any], text: str, rel
 def test_an_unknown_key_is_named(family: str, size: str, released: Mapping[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'hidden_sise'.*Did you mean 'hidden_size'"):
         plugins.load("models", family).config().from_hf({**released[size], "hidden_sise": 1})
+
+
+@pytest.mark.parametrize(("family", "size"), dict(reversed(SIZES)).items())
+def test_fp8_in_blocks_is_the_same_model(family: str, size: str, released: Mapping[str, Any]) -> None:
+    kind = plugins.load("models", family).config()
+    config = kind.from_hf({**released[size], "quantization_config": FP8})
+    assert config == kind.from_hf(released[size])
+    assert "quantization_config" not in config.to_hf()
 
 
 FIELDS: list[tuple[str, str, dict[str, Any], str]] = [

@@ -158,7 +158,7 @@ def test_both_spellings_of_the_rotary_base() -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
         ({"layer_types": ["full_attention"] * 35 + ["sliding_attention"]}, "layer_types has .*sliding_attention"),
         ({"layer_types": ["full_attention"] * 35}, "layer_types has 35 entries for 36 layers"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config=.*load the original checkpoint"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config with .*load the original checkpoint"),
         ({"model_type": "qwen2"}, "model_type 'qwen2' is not 'qwen3'"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "lacks 'Qwen3ForCausalLM'"),
         ({"num_hidden_layers": None}, "'num_hidden_layers' is missing"),

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and Kimi-K2, which is read as one; its release is quantised besides."""
+"""DeepSeek-V3 and Kimi-K2, which is read as one; both are released in fp8."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ DEEPSEEK_V3: dict[str, Any] = {
     "num_key_value_heads": 128,
     "num_nextn_predict_layers": 1,
     "q_lora_rank": 1536,
+    "quantization_config": {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
     "rms_norm_eps": 1e-06,
@@ -83,4 +89,4 @@ RELEASED = {"deepseek_v3": DEEPSEEK_V3, "kimi_k2": KIMI_K2}
 
 PARAMETERS = {"deepseek_v3": 671_026_404_352, "kimi_k2": 1_026_408_209_408}
 EXPECTED = {"model_type": "deepseek_v3", "num_nextn_predict_layers": 0}
-FREE = {"auto_map", "aux_loss_alpha", "pretraining_tp", "seq_aux"}
+FREE = {"auto_map", "aux_loss_alpha", "pretraining_tp", "quantization_config", "seq_aux"}

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from loongforge.ckpt.hf.directory import locate
+from loongforge.ckpt.hf.directory import locate, read_config
 from loongforge.ckpt.hf.parameters import Parameter, collect
 from loongforge.ckpt.hf.pieces import Shape
+from loongforge.ckpt.hf.quantised import FP8, SCALES, Dequantised, scale_shape
 from loongforge.core.checkpoint.contract import MoveReport, WeightMove
-from loongforge.core.errors import CheckpointError
+from loongforge.core.errors import CheckpointError, ConfigError
+from loongforge.core.model.quantisation import fp8_block
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 SHOWN = 8
@@ -75,7 +77,37 @@ class TensorFiles:
             self.where = {} if handle is None else dict.fromkeys(handle.keys(), single)
 
     def slice(self, name: str) -> Any | None:
-        """Shape, type and blocks of a tensor, not yet read; None, with a problem noted, when its file is damaged."""
+        """Shape, type and blocks of a tensor, not yet read; None, with a problem noted, when its file is damaged.
+
+        What is stored in fp8 is read as numbers.
+        """
+        stored = self._stored(name)
+        return self._dequantised(name, stored) if stored is not None and stored.get_dtype() == FP8 else stored
+
+    def _dequantised(self, name: str, values: Any) -> Dequantised | None:
+        try:
+            block = fp8_block(read_config(self.path).get("quantization_config"))
+        except (ConfigError, CheckpointError) as error:
+            self._note(str(error))
+            return None
+        tensor, shape = f"{self.path / self.where[name]}: {name!r}", tuple(values.get_shape())
+        if block is None:
+            self._note(f"{tensor} is fp8, and config.json has no quantization_config that says how to read it.")
+        elif len(shape) < 2:
+            self._note(f"{tensor} is fp8 of shape {list(shape)}; only matrices have blocks.")
+        elif name + SCALES not in self.where:
+            self._note(f"{tensor} is fp8 and its scales {name + SCALES!r} are absent. Download it again.")
+        elif (scales := self._stored(name + SCALES)) is not None:
+            has, needed = tuple(scales.get_shape()), scale_shape(shape, block)
+            if has == needed and scales.get_dtype() in FLOATING:
+                return Dequantised(values, scales, block)
+            self._note(
+                f"{self.path / self.where[name + SCALES]}: {name + SCALES!r} is {scales.get_dtype()} {list(has)}; "
+                f"blocks of {block[0]} x {block[1]} of {list(shape)} need floating numbers {list(needed)}."
+            )
+        return None
+
+    def _stored(self, name: str) -> Any | None:
         handle = self._handle(self.where[name])
         if handle is None:
             return None
@@ -126,7 +158,10 @@ def load(move: WeightMove) -> MoveReport:
     if failures := world.agree(failures):
         raise CheckpointError("\n".join(failures))
     return MoveReport(
-        tensors=len(everyone.used), bytes=sum(everyone.used.values()), seconds=time.perf_counter() - start
+        tensors=len(everyone.used),
+        bytes=sum(everyone.used.values()),
+        seconds=time.perf_counter() - start,
+        notes=tuple(_dequantised_note(move.path, everyone)),
     )
 
 
@@ -152,7 +187,7 @@ def inspect(parameters: list[Parameter], files: TensorFiles, found: Findings) ->
         parameter = parameter.stored_as({name: has[0] for name in shapes if (has := headers[name])})
         for name, shape in parameter.hf_shapes().items():
             if header := headers[name]:
-                used |= {name: _bytes(*header)} if name in used else {}
+                used |= _taken(name, header, files) if name in used else {}
                 problems = _mismatch(f"{files.path / files.where[name]}: {name!r}", header[0], shape, header[1])
                 found.problems += [problem for problem in problems if problem not in found.problems]
         found.used |= used
@@ -174,7 +209,7 @@ def _mismatch(tensor: str, has: Shape, needed: Shape, kind: str) -> list[str]:
     problems: list[str] = []
     if has != needed:
         problems.append(f"{tensor} has shape {list(has)}, the model needs {list(needed)}.")
-    if kind not in FLOATING:
+    if kind not in (*FLOATING, FP8):
         problems.append(
             f"{tensor} has type {kind}, one of {', '.join(FLOATING)} is needed. "
             "Quantised weights cannot be trained; load the original checkpoint."
@@ -209,8 +244,22 @@ def _zero_padding(parameter: Parameter, covered: int) -> None:
     parameter.tensor[rows:].zero_()
 
 
+def _taken(name: str, header: tuple[Shape, str], files: TensorFiles) -> dict[str, int]:
+    """Bytes of a tensor, and of its scales where it has them."""
+    taken = {name: _bytes(*header)}
+    if header[1] == FP8:
+        scales: Any = files.slice(name + SCALES)
+        taken[name + SCALES] = _bytes(tuple(scales.get_shape()), scales.get_dtype())
+    return taken
+
+
+def _dequantised_note(path: Path, found: Findings) -> Iterable[str]:
+    if count := sum(name.endswith(SCALES) for name in found.used):
+        yield f"{path}: {count} tensors are stored in fp8 with scales; read as numbers, and exports are not quantised."
+
+
 def _bytes(shape: Shape, kind: str) -> int:
-    count = {"F64": 8, "F32": 4}.get(kind, 2)
+    count = {"F64": 8, "F32": 4, FP8: 1}.get(kind, 2)
     for size in shape:
         count *= size
     return count

@@ -6,9 +6,11 @@ can reach it.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from loongforge.core.errors import CheckpointError
 
@@ -40,6 +42,8 @@ def main(directory: str, scratch: str) -> None:
     logging.disable_progress_bar()
     batch = load_file(Path(scratch) / BATCH)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    if json.loads((Path(directory) / "config.json").read_text()).get("quantization_config"):
+        model = _unquantised(model)
     logits = model(input_ids=batch["tokens"]).logits
     losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
     mask = batch["loss_mask"].flatten()
@@ -52,6 +56,14 @@ def main(directory: str, scratch: str) -> None:
             parameter.copy_(parameter.grad)
     # Written by transformers itself: it says under which names the gradients' tensors lie in a checkpoint.
     model.save_pretrained(Path(scratch) / GRADIENTS)
+
+
+def _unquantised(model: Any) -> Any:
+    """The numbers that transformers read from quantised files in a model of its own: the other writes gradients as it
+    has read the weights."""
+    plain = type(model)(model.config)  # from which transformers has taken the quantisation away
+    plain.load_state_dict(model.state_dict())
+    return plain.float().eval()
 
 
 if __name__ == "__main__":

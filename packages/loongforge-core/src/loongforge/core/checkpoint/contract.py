@@ -62,3 +62,5 @@ class MoveReport:
     tensors: int
     bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What a user should know of the movement, a sentence each."""

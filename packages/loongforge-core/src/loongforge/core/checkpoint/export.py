@@ -173,6 +173,7 @@ def _with_source(plan: Plan, config: dict[str, Any], component: str) -> dict[str
     named = architectures(source)
     if named and named != architectures(config):
         return config  # another architecture, whose fields mean something else
+    source.pop("quantization_config", None)  # what is written is not quantised
     return {**source, **_nested(source, config)}
 
 

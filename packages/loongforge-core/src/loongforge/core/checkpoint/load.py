@@ -45,6 +45,7 @@ def load_weights(plan: Plan, world: World, model: Model, start: Start) -> list[s
     """
     found = sources(plan.config.model, start)
     together: dict[Path, list[str]] = {}
+    notes: list[str] = []
     for name, source in found.items():
         if source is not None:
             together.setdefault(source.path, []).append(name)
@@ -58,8 +59,8 @@ def load_weights(plan: Plan, world: World, model: Model, start: Start) -> list[s
             parts.append(part_of(plan, world, model.chunks, model.tower, name, prefixes))
         spec: plugins.FormatSpec = plugins.load("checkpoints", first.format)
         whole = first.others <= set(names)
-        spec.load()(WeightMove(path=path, parts=tuple(parts), world=world, config={}, whole=whole))
-    return _origins(found, start)
+        notes += spec.load()(WeightMove(path=path, parts=tuple(parts), world=world, config={}, whole=whole)).notes
+    return [*_origins(found, start), *notes]
 
 
 def _origins(found: Mapping[str, Source | None], start: Start) -> list[str]:

@@ -51,11 +51,6 @@ HF_KEYS = HFKeys(
         "rope_interleave": (True, "the rotation pairs neighbouring channels"),
         "scoring_func": ("sigmoid", "DeepSeek-V3 routes by sigmoid"),
         "topk_method": ("noaux_tc", "DeepSeek-V3 chooses groups by their two best experts, with a bias"),
-        "quantization_config": (
-            None,
-            "the weights are quantised (FP8 in the release), which cannot be trained; convert the checkpoint to "
-            "bfloat16 first",
-        ),
     },
     ignored={
         "auto_map": "code that comes with the weights; the architecture is known here",

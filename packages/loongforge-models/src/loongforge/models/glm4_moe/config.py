@@ -16,7 +16,7 @@ from loongforge.models.parts.checks import (
     wrong_rotation,
     wrong_switches,
 )
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED, Decoder, default_head
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder, default_head
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS, Rope, rotary_share
 
@@ -56,7 +56,6 @@ class Glm4MoeConfig(Decoder):
             "n_group": (1, "no released GLM-4.5 has its experts in groups"),
             "norm_topk_prob": (True, "sigmoid routing makes the weights of the chosen experts sum to one"),
             "topk_group": (1, "no released GLM-4.5 has its experts in groups"),
-            "quantization_config": UNQUANTISED,
         },
         ignored={"output_router_logits": "what transformers returns"},
         special=(*KEYS, "head_dim", "n_shared_experts", "num_nextn_predict_layers", "partial_rotary_factor"),

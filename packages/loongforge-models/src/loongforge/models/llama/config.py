@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from loongforge.core.model.geometry import Llama3Scaling
 from loongforge.models.parts.checks import wrong_counts, wrong_groups, wrong_numbers
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED, Decoder, default_head
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder, default_head
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS, Rope
 
@@ -38,7 +38,6 @@ class LlamaConfig(Decoder):
             "attention_bias": (False, "no released LLaMA has biases"),
             "hidden_act": ("silu", "the MLP of LLaMA is SwiGLU"),
             "mlp_bias": (False, "no released LLaMA has biases"),
-            "quantization_config": UNQUANTISED,
         },
         ignored={"pretraining_tp": "how transformers splits its matrices; same result"},
         special=(*KEYS, "head_dim"),

@@ -32,9 +32,6 @@ FIELDS: Mapping[str, str] = {
 REQUIRED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 """Keys without which no decoder is known."""
 
-UNQUANTISED = (None, "quantised weights cannot be trained; load the original checkpoint")
-"""What `HFKeys.only` says of `quantization_config`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from loongforge.core.errors import ConfigError
+from loongforge.core.model.quantisation import fp8_block
+
+QUANTIZATION = "quantization_config"
+
 RUNTIME_KEYS = {
     "_attn_implementation": "how transformers computes attention",
     "_attn_implementation_autoset": "how transformers computes attention",
@@ -40,7 +45,8 @@ class HFKeys:
     required: tuple[str, ...]
     """Keys without which the model is unknown; transformers' class defaults are no released model."""
     only: Mapping[str, tuple[Any, str]]
-    """Key to the one value understood and why there is no other."""
+    """Key to the one value understood and why there is no other. `quantization_config` need not be here: the checkpoint
+    engine reads fp8 in blocks, and everything else is refused."""
     ignored: Mapping[str, str]
     """Key to the reason it is ignored, besides `RUNTIME_KEYS`."""
     special: tuple[str, ...] = ()
@@ -53,7 +59,8 @@ class HFKeys:
     def read(self, hf: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Values by our field name, and every problem found."""
         hf = {self.aliases.get(key, key): value for key, value in hf.items()}
-        known = {*self.fields, *self.only, *self.ignored, *self.special, *RUNTIME_KEYS, "model_type", "architectures"}
+        said = {*self.fields, *self.only, *self.ignored, *self.special}
+        known = said | {*RUNTIME_KEYS, "model_type", "architectures", QUANTIZATION}
         problems = [self._unknown(key, hf[key], known) for key in hf if key not in known]
         if hf.get("model_type", self.model_type) not in (self.model_type, *self.also):
             problems.append(f"config.json: model_type {hf['model_type']!r} is not {self.model_type!r}.")
@@ -62,6 +69,8 @@ class HFKeys:
         for key, (value, reason) in self.only.items():
             if key in hf and (hf[key] != value or isinstance(hf[key], bool) != isinstance(value, bool)):
                 problems.append(f"config.json: {key}={hf[key]!r} is not supported, only {value!r}: {reason}.")
+        if QUANTIZATION not in said:
+            problems += _quantised(hf.get(QUANTIZATION))
         lacking = [key for key in self.required if hf.get(key) is None]
         problems += [f"config.json: {key!r} is missing; the size of the model depends on it." for key in lacking]
         return {name: hf[key] for key, name in self.fields.items() if hf.get(key) is not None}, problems
@@ -80,3 +89,11 @@ class HFKeys:
             f"config.json: unknown key {key!r} (value {value!r}) for {self.model_type}.{hint} "
             "Remove it if it does not change the model."
         )
+
+
+def _quantised(quantization: Any) -> list[str]:
+    try:
+        fp8_block(quantization)
+    except ConfigError as error:
+        return [str(error)]
+    return []

@@ -40,7 +40,7 @@ class Whole:
             architecture=self.architecture,
             fields={},
             required=SECTIONS,
-            only={"quantization_config": (None, "quantised weights cannot be trained; load the original checkpoint")},
+            only={},
             ignored=PLACES,
             special=(*SECTIONS, "tie_word_embeddings"),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from loongforge.models.parts.checks import wrong_counts, wrong_groups, wrong_sections
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED, Decoder, default_head
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder, default_head
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS, Rope, mrope_section, mrope_written
 
@@ -29,7 +29,6 @@ class Qwen2Config(Decoder):
             "hidden_act": ("silu", "the MLP of Qwen2.5 is SwiGLU"),
             "use_mrope": (False, "a model with three rows of positions is a Qwen2.5-VL"),
             "use_sliding_window": (False, "every layer of a released Qwen2.5 attends to everything before it"),
-            "quantization_config": UNQUANTISED,
         },
         ignored={
             "max_window_layers": "sliding window is off",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from loongforge.models.parts.checks import wrong_counts, wrong_groups, wrong_sections, wrong_switches
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED, Decoder
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS, Rope, mrope_section, mrope_written
 
@@ -29,7 +29,6 @@ class Qwen3Config(Decoder):
             "attention_bias": (False, "no released Qwen3 has biases"),
             "hidden_act": ("silu", "the MLP of Qwen3 is SwiGLU"),
             "use_sliding_window": (False, "every layer of a released Qwen3 attends to everything before it"),
-            "quantization_config": UNQUANTISED,
         },
         ignored={
             "max_window_layers": "sliding window is off",

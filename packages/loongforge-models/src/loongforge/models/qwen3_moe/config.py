@@ -15,7 +15,7 @@ from loongforge.models.parts.checks import (
     wrong_sections,
     wrong_switches,
 )
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED, Decoder
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder
 from loongforge.models.parts.decoder_weights import ExpertLayout
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS, Rope, mrope_section, mrope_written
@@ -53,7 +53,6 @@ class Qwen3MoeConfig(Decoder):
             "shared_expert_intermediate_size": (0, "no released Qwen3 has a shared expert"),
             "use_qk_norm": (True, "every Qwen3 normalises query and key"),
             "use_sliding_window": (False, "every layer of a released Qwen3 attends to everything before it"),
-            "quantization_config": UNQUANTISED,
         },
         ignored={
             "max_window_layers": "sliding window is off",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, UNQUANTISED
+from loongforge.models.parts.decoder import FIELDS, REQUIRED
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import KEYS
 
@@ -43,7 +43,6 @@ HF_KEYS = HFKeys(
         "decoder_sparse_step": (1, "every layer of a released Qwen3-Next has experts"),
         "hidden_act": ("silu", "the MLP of Qwen3-Next is SwiGLU"),
         "use_sliding_window": (False, "attention of a released Qwen3-Next reaches everything before it"),
-        "quantization_config": UNQUANTISED,
     },
     ignored={"output_router_logits": "what transformers returns"},
     special=(
