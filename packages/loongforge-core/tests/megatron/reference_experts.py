@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import router_losses
 import torch
 import transformers
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry, TransformerGeometry
+from loongforge.core.watch.expert_load import ExpertLoad
 
-LENGTH, SAMPLES = 16, 4
+LENGTH, SAMPLES = 16, 8
 
 
 def qwen3_moe() -> TransformerGeometry:
@@ -164,6 +169,10 @@ class Measured:
     """`[SAMPLES, LENGTH, V]` of one process without parallelism."""
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     balance: float | None = None
+    z_loss: float | None = None
+    loads: Mapping[int, ExpertLoad] = field(default_factory=dict[int, ExpertLoad])
+    kept: list[float] = field(default_factory=list[float])
+    """Share of the choices that fitted into the capacity, by layer with experts."""
     expert_names: tuple[str, ...] = ()
     """Names whose parameters carry allreduce=False."""
 
@@ -176,19 +185,35 @@ def batch() -> dict[str, torch.Tensor]:
     return {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
 
 
-def reference_gradients(geometry: TransformerGeometry) -> tuple[Measured, dict[str, torch.Tensor]]:
-    """Loss, gradients and logits of transformers, and the weights for our side; with the balance loss if it has one."""
-    model, data = reference(geometry), batch()
+def reference_gradients(
+    geometry: TransformerGeometry,
+    moe: ExpertConfig | None = None,
+    *,
+    dp: int = 1,
+    micro_batch: int = 1,
+    parts: int = 1,
+) -> tuple[Measured, dict[str, torch.Tensor]]:
+    """Loss, gradients and logits of transformers, and the weights for our side; with the router's losses if it has any.
+
+    `dp` ranks run micro-batches of `micro_batch` sequences; with a capacity a rank has one of `parts` of a sequence.
+    """
+    model, data, moe = reference(geometry), batch(), moe or ExpertConfig()
+    experts = geometry.experts
+    assert experts is not None
     seen: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.register_forward_pre_hook(lambda gate, inputs: seen.append(inputs[0] @ gate.weight.T))
+        if hasattr(layer.mlp, "experts") and moe.moe_expert_capacity_factor is not None:
+            layer.mlp.experts.register_forward_pre_hook(partial(_drop, experts, moe, micro_batch, parts, kept))
     logits = model(input_ids=data["tokens"]).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), data["labels"], reduction="none")
     loss = (losses * data["loss_mask"]).sum() / data["loss_mask"].sum()
-    balance = torch.stack([_balance(layer.view(SAMPLES, LENGTH, -1), geometry) for layer in seen])
-    assert geometry.experts is not None
-    (loss + geometry.experts.aux_loss_coeff * balance.sum()).backward()
+    scored = [layer.view(SAMPLES, LENGTH, -1) for layer in seen]
+    balance = torch.stack([router_losses.balance(one, experts, dp=dp, micro_batch=micro_batch) for one in scored])
+    z_loss = torch.stack([router_losses.z_loss(one) for one in scored])
+    (loss + experts.balance_coeff * balance.sum() + moe.moe_z_loss_coeff * z_loss.sum()).backward()
     gradients = {
         name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in model.named_parameters()
     }
@@ -196,19 +221,25 @@ def reference_gradients(geometry: TransformerGeometry) -> tuple[Measured, dict[s
     weights |= {name: one for name, one in model.named_buffers() if name.endswith("correction_bias")}
     found = Measured(
         place=Place(tp=1, tp_rank=0, etp=1, etp_rank=0), loss=loss.item(), gradients=ours_of(gradients, geometry),
-        logits=logits.detach(), balance=balance.mean().item(),
+        logits=logits.detach(), balance=balance.mean().item(), z_loss=z_loss.mean().item(),
+        kept=[float(one.float().mean()) for one in kept],
     )  # fmt: skip
     return found, ours_of(weights, geometry)
 
 
-def _balance(logits: torch.Tensor, geometry: TransformerGeometry) -> torch.Tensor:
-    """Mean over sequences of E x sum over experts of (share of choices x mean score); `[samples, S, E]` to a number."""
-    experts = geometry.experts
-    assert experts is not None
-    scores = logits.sigmoid() if experts.score_function == "sigmoid" else logits.softmax(-1)
-    scores = scores / scores.sum(-1, keepdim=True)
-    chosen = torch.zeros_like(scores).scatter(-1, scores.topk(experts.topk).indices, 1.0)
-    return experts.num_experts * (chosen.mean(1) / experts.topk * scores.mean(1)).sum(-1).mean()
+def _drop(
+    experts: ExpertGeometry,
+    moe: ExpertConfig,
+    micro_batch: int,
+    parts: int,
+    kept: list[torch.Tensor],
+    module: Any,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Before transformers' experts: hidden states and, per token, numbers and weights of its experts."""
+    hidden, numbers, weights = inputs
+    kept.append(router_losses.within_capacity(numbers, weights, experts.num_experts, moe, (micro_batch, LENGTH), parts))
+    return hidden, numbers, weights * kept[-1]
 
 
 def choices(geometry: TransformerGeometry) -> torch.Tensor:

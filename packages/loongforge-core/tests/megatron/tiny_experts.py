@@ -27,10 +27,11 @@ from reference_experts import (
     reference_gradients,
 )
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import ComponentConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from loongforge.core.env import Worker
 from loongforge.core.megatron.context_parallel import local_indices
-from loongforge.core.megatron.experts import take_balance_loss, weigh_balance_loss
+from loongforge.core.megatron.expert_numbers import take_expert_numbers, weigh_router_losses
 from loongforge.core.megatron.groups import World, join
 from loongforge.core.megatron.language_model import LanguageModel
 from loongforge.core.megatron.layers import PackedRow
@@ -71,7 +72,11 @@ def part(name: str, tensor: torch.Tensor, place: Place) -> torch.Tensor:
 
 @contextmanager
 def chunk_of(
-    geometry: TransformerGeometry, where: Layout, worker: Worker, parallel: ParallelConfig | None = None
+    geometry: TransformerGeometry,
+    where: Layout,
+    worker: Worker,
+    parallel: ParallelConfig | None = None,
+    moe: ExpertConfig | None = None,
 ) -> Iterator[tuple[World, Any]]:
     """This rank's chunk of the model, weights unset."""
     platform = choose("cpu").platform()
@@ -79,6 +84,7 @@ def chunk_of(
         model=ModelConfig(foundation=ComponentConfig(family="tiny", geometry=geometry)),
         train=TrainConfig(train_iters=1, seq_length=LENGTH, precision="fp32"),
         parallel=parallel or ParallelConfig(),
+        moe=moe or ExpertConfig(),
     )
     with join(where, worker, platform, 1.0) as world:
         model_parallel_cuda_manual_seed(1)
@@ -124,11 +130,14 @@ def wrap(world: World, chunk: Any, **options: Any) -> Any:
     return wrapped
 
 
-def step(world: World, wrapped: Any, *, packed: bool = False) -> float:
+def step(world: World, wrapped: Any, *, packed: bool = False, micro_batch: int = 1) -> float:
     """All micro-batches forward and backward; the mean loss where this rank knows it."""
     data = batch()
     mine = {name: one.chunk(world.layout.dp)[world.dp.rank()] for name, one in data.items()}
-    rows = [{name: one[[n]] for name, one in mine.items()} for n in range(len(mine["tokens"]))]
+    rows = [
+        {name: one[n : n + micro_batch] for name, one in mine.items()}
+        for n in range(0, len(mine["tokens"]), micro_batch)
+    ]
     if packed:  # two sequences in a row
         rows = [
             {name: torch.cat([one[name] for one in rows[n : n + 2]], 1) for name in mine}
@@ -141,7 +150,7 @@ def step(world: World, wrapped: Any, *, packed: bool = False) -> float:
 
     def forward(source: Any, model: Any) -> Any:
         row = {name: one[:, index] for name, one in next(source).items()}
-        positions = (index % LENGTH)[None]
+        positions = (index % LENGTH).expand(len(row["tokens"]), -1)
         losses = model(
             row["tokens"], position_ids=positions, labels=row["labels"], packed=row_of, loss_mask=row["loss_mask"]
         )
@@ -155,7 +164,7 @@ def step(world: World, wrapped: Any, *, packed: bool = False) -> float:
     wrapped.zero_grad_buffer()
     sums = get_forward_backward_func()(
         forward_step_func=forward, data_iterator=iter(rows), model=wrapped, num_microbatches=len(rows),
-        seq_length=length, micro_batch_size=1, forward_only=False,
+        seq_length=length, micro_batch_size=micro_batch, forward_only=False,
     )  # fmt: skip
     if not world.is_last_stage:
         return 0.0
@@ -172,25 +181,28 @@ def measure(
     *,
     packed: bool = False,
     parallel: ParallelConfig | None = None,
+    moe: ExpertConfig | None = None,
+    micro_batch: int = 1,
     training: bool = False,
 ) -> Measured:
     """One step's loss and gradients of this rank; `training` with what only training has (aux loss, bias update)."""
-    with chunk_of(geometry, where, worker, parallel) as (world, chunk):
+    with chunk_of(geometry, where, worker, parallel, moe) as (world, chunk):
         place = load(chunk, world, weights)
         alone = world.size == 1
         with torch.no_grad():
             chunk.eval()
             logits = chunk(batch()["tokens"], position_ids=torch.arange(LENGTH)[None]) if alone else None
         wrapped = wrap(world, chunk).train(training)
-        weigh_balance_loss(chunk.config, int(batch()["loss_mask"].sum()), SAMPLES * LENGTH)
-        loss = step(world, wrapped, packed=packed)
-        balance = take_balance_loss(chunk.config, world.groups, SAMPLES // where.dp)
+        weigh_router_losses(chunk.config, int(batch()["loss_mask"].sum()), SAMPLES * LENGTH)
+        loss = step(world, wrapped, packed=packed, micro_batch=micro_batch)
+        z_loss = moe is not None and moe.moe_z_loss_coeff > 0
+        numbers = take_expert_numbers([chunk], geometry, world, SAMPLES // micro_batch // where.dp, z_loss=z_loss)
         named = whole_model_names([chunk])
         gradients = {name: vars(one)["main_grad"].clone() for name, one in named.items()}
         marked = tuple(name for name, one in named.items() if not getattr(one, "allreduce", True))
         return Measured(
             place=place, loss=loss, gradients=gradients, logits=logits, buffers=expert_biases(chunk),
-            balance=balance, expert_names=marked,
+            balance=numbers.balance_loss, z_loss=numbers.z_loss, loads=numbers.loads, expert_names=marked,
         )  # fmt: skip
 
 

@@ -96,6 +96,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                         tokens_per_second=plan.tokens_per_step / seconds,
                         peak_memory_bytes=platform.memory().peak,
                         skipped=False,
+                        detail=result.detail,
                         extra={**result.extra, **held_out_loss(plan, world, training, data, step + 1)},
                     )
                 )

@@ -96,6 +96,9 @@ def _read_flag(word: str, rest: list[str], arguments: Arguments) -> None:
     elif flag.alone and len(values) > 1:
         arguments.problems.append(f"{typed}: takes one value here, got {' '.join(values)}.")
         return
+    elif flag.refuses and values[0] in flag.refuses:
+        arguments.problems.append(f"{typed}: {values[0]!r} is refused, {flag.refuses[values[0]]}.")
+        return
     elif flag.takes == "many" and not flag.alone:
         value = values
     else:

@@ -32,6 +32,8 @@ class Flag:
     """Only for flags that state what is already so: the values that are true."""
     alone: bool = False
     """Megatron takes one or more values, and only one makes sense here."""
+    refuses: Mapping[str, str] | None = None
+    """Megatron's values that are not taken here, each with the reason."""
     because: str = ""
     """Only for flags that state what is already so: why another value is refused."""
 
@@ -55,6 +57,11 @@ ALIASES: tuple[Flag, ...] = (
     Flag(name="tokenizer-model", path="tokenizer.hf_tokenizer_path"),
     Flag(name="persistent-save-interval", path="checkpoint.save_interval"),
     _switch("freeze-all-layers", "model.foundation.freeze", True),
+    Flag(
+        name="moe-token-dispatcher-type",
+        path="moe.moe_token_dispatcher_type",
+        refuses={"flex": "it needs the kernels of DeepEP or HybridEP, which no platform here has"},
+    ),
 )
 """Flags of megatron-core whose name is not the field's, or whose values are spelled otherwise."""
 
@@ -77,13 +84,23 @@ GEOMETRY: tuple[Flag, ...] = (
             # mixture of experts
             *("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk"),
             *("moe_router_num_groups", "moe_router_group_topk", "moe_router_topk_scaling_factor"),
-            *("moe_router_score_function", "moe_router_bias_update_rate", "moe_z_loss_coeff", "rope_scaling_factor"),
+            *("moe_router_score_function", "moe_router_bias_update_rate", "rope_scaling_factor"),
             # multi-latent attention and multi-token prediction
             *("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
             *("rotary_scaling_factor", "mscale", "mscale_all_dim", "mtp_num_layers", "mtp_loss_scaling_factor"),
         )
     ),
     Flag(name="moe-aux-loss-coeff", path="model.foundation.moe_aux_loss_coeff", takes="many", alone=True),
+    Flag(
+        name="moe-router-load-balancing-type",
+        path="model.foundation.moe_router_load_balancing_type",
+        takes="many",
+        alone=True,
+        refuses={
+            "sinkhorn": "its choice is another one than the model's, so its weights would mean something else",
+            "quantile_balancing": "its bias is no part of a checkpoint that another trainer reads",
+        },
+    ),
     Flag(name="mrope-section", path="model.foundation.mrope_section", takes="many"),
     _switch("qk-layernorm", "model.foundation.qk_layernorm", True),
     _switch("add-qkv-bias", "model.foundation.add_qkv_bias", True),
@@ -114,15 +131,6 @@ AGREED: tuple[Flag, ...] = (
     *_agreed("key/value heads are shared as num_query_groups says", "group-query-attention"),
     *_agreed("the loss is the mean over the unmasked tokens of the global batch", "calculate-per-token-loss"),
     *_agreed("routers compute in fp32", "moe-router-dtype", ("fp32",)),
-    *_agreed("tokens travel to their experts by all-to-all", "moe-token-dispatcher-type", ("alltoall",)),
-    Flag(
-        name="moe-router-load-balancing-type",
-        path="",
-        takes="many",
-        alone=True,
-        accepts=("aux_loss",),
-        because="experts are balanced by the auxiliary loss that moe_aux_loss_coeff weighs",
-    ),
     *_agreed("AdamW is the optimizer", "optimizer", ("adam",)),
     *_agreed("checkpoints are torch_dist", "ckpt-format", ("torch_dist",)),
     *_agreed("checkpoints are torch_dist", "use-dist-ckpt"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loongforge.core.config.bounds import below, refuse
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.parallel import ComponentParallel, ParallelConfig
 
 RANDOM = "random"
@@ -331,6 +332,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    moe: ExpertConfig = field(default_factory=ExpertConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -8,64 +8,23 @@ ranks of `groups.expt_dp`, and `groups.expt_tp` splits their matrices.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 
-from loongforge.core.megatron.group_choice import GroupChoice
+from loongforge.core.config.experts import ExpertConfig
+from loongforge.core.errors import ConfigError
+from loongforge.core.megatron.router import Router
 from loongforge.core.model.geometry import ExpertGeometry
 from loongforge.core.plan.layout import Layout
 
 if TYPE_CHECKING:
     from loongforge.core.megatron.specs import Layers
-
-
-GROUP_SCORES = {"best": 1, "best_two": 2}
-"""Experts whose scores a group is judged by."""
-
-BALANCE_LOSS = "load_balancing_loss"
-"""megatron-core's name of the loss that spreads tokens over experts."""
-
-
-class Router(TopKRouter):
-    """megatron-core's, whose expert bias and token counts stay fp32 when the model is cast.
-
-    Upstream lets the cast to bf16 round the bias, then makes it fp32 again, and counts tokens in bf16: 256 + 1 = 256.
-    """
-
-    def __init__(self, *args: Any, experts: ExpertGeometry, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if (experts.num_groups or 1) > 1:
-            # Not a replay: the one place where a router takes another way to choose.
-            self.router_replay = GroupChoice(GROUP_SCORES[experts.group_score])  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def frozen_expert_bias(self) -> bool:
-        """Whether the bias stays as loaded: as the router's matrix does."""
-        return not self.weight.requires_grad
-
-    @frozen_expert_bias.setter
-    def frozen_expert_bias(self, value: bool) -> None:
-        """Upstream's constructor says False, before anything can be frozen."""
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Router:
-        exact = {name: getattr(self, name) for name in ("expert_bias", "local_tokens_per_expert")}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            if before is not None:
-                setattr(self, name, before.float().to(getattr(self, name).device))
-        return self
 
 
 def mlp_submodules(layers: Layers) -> MLPSubmodules:
@@ -104,22 +63,56 @@ def _shared_experts(**options: Any) -> SharedExpertMLP:
         return SharedExpertMLP(**options)
 
 
-def expert_options(experts: ExpertGeometry, num_layers: int, layout: Layout, layers: Layers) -> dict[str, Any]:
-    """megatron-core's `TransformerConfig` options of a model with experts."""
+def expert_options(
+    experts: ExpertGeometry, training: ExpertConfig, num_layers: int, layout: Layout, layers: Layers
+) -> dict[str, Any]:
+    """megatron-core's `TransformerConfig` options of a model with experts.
+
+    Raises `ConfigError` for a dispatcher whose exchange the platform's collectives cannot do.
+    """
     dense = experts.first_dense_layers
     return {
         "num_moe_experts": experts.num_experts,
         "moe_ffn_hidden_size": experts.ffn_hidden_size,
         "moe_shared_expert_intermediate_size": experts.shared_ffn_hidden_size,
         "moe_shared_expert_gate": experts.shared_gate,
+        "moe_shared_expert_overlap": training.moe_shared_expert_overlap,
         "moe_layer_freq": [0] * dense + [1] * (num_layers - dense),
         "moe_grouped_gemm": False,
         **_routing_options(experts),
+        **_loss_options(experts, training),
+        "moe_expert_capacity_factor": training.moe_expert_capacity_factor,
+        "moe_token_drop_policy": training.moe_token_drop_policy,
+        "moe_pad_expert_input_to_capacity": training.moe_pad_expert_input_to_capacity,
         "expert_model_parallel_size": layout.ep,
         "expert_tensor_parallel_size": layout.etp,
-        # Tensor parallel experts gather what each rank received, of unequal sizes, after the all-to-all. The other
-        # dispatcher gathers every rank's tokens instead: equal sizes, more memory.
-        "moe_token_dispatcher_type": "alltoall" if layers.uneven_gather or layout.etp == 1 else "allgather",
+        "moe_token_dispatcher_type": _dispatcher(training, layout, layers),
+    }
+
+
+def _dispatcher(training: ExpertConfig, layout: Layout, layers: Layers) -> str:
+    """Tensor parallel experts gather what each rank received, of unequal sizes, after the all-to-all. The other
+    dispatcher gathers every rank's tokens instead: equal sizes, more memory."""
+    asked = training.moe_token_dispatcher_type
+    if layers.uneven_gather or layout.etp == 1:
+        return asked or "alltoall"
+    needing = [
+        name for name in ("moe_shared_expert_overlap", "moe_pad_expert_input_to_capacity") if getattr(training, name)
+    ]
+    if asked == "alltoall" or needing:
+        what = "moe_token_dispatcher_type='alltoall'" if asked else f"{needing[0]}=True"
+        raise ConfigError(
+            f"moe.{what} with expert_tensor_parallel_size={layout.etp} gathers tensors of unequal sizes, which this "
+            "platform's collectives cannot: use --expert-tensor-parallel-size 1."
+        )
+    return "allgather"
+
+
+def _loss_options(experts: ExpertGeometry, training: ExpertConfig) -> dict[str, Any]:
+    return {
+        "moe_router_load_balancing_type": experts.load_balancing if experts.balance_coeff > 0 else "none",
+        "moe_aux_loss_coeff": experts.balance_coeff,
+        "moe_z_loss_coeff": training.moe_z_loss_coeff or None,
     }
 
 
@@ -136,33 +129,4 @@ def _routing_options(experts: ExpertGeometry) -> dict[str, Any]:
         "moe_router_enable_expert_bias": experts.expert_bias,
         "moe_router_bias_update_rate": experts.bias_update_rate,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "aux_loss" if experts.aux_loss_coeff > 0 else "none",
-        "moe_aux_loss_coeff": experts.aux_loss_coeff,
     }
-
-
-def weigh_balance_loss(config: Any, loss_tokens: int, tokens: int) -> None:
-    """Make the balance loss of this step the mean over its micro-batches, times its factor.
-
-    megatron-core multiplies it by all tokens and divides every gradient by those that count in the loss, which is
-    larger by the share of masked tokens. `loss_tokens` of `tokens` count, over the global batch.
-    """
-    share = loss_tokens / tokens
-    config.moe_grad_scale_func = lambda: share
-
-
-def take_balance_loss(config: Any, groups: ProcessGroupCollection, micro_batches: int) -> float | None:
-    """Mean balance loss of a layer (1 is even) since the last call; None in a model without it. Collective.
-
-    `micro_batches` were run by this rank. Counting starts again, so every step calls this.
-    """
-    if config.moe_router_load_balancing_type == "none":
-        return None
-    tracker = get_moe_metrics_tracker()
-    tracker.ensure_initialized(BALANCE_LOSS, config.num_layers)  # also on a stage without experts
-    sums = tracker.metrics[BALANCE_LOSS].values.clone()
-    tracker.clear()
-    dist.all_reduce(sums, group=groups.pp)
-    dist.all_reduce(sums, group=groups.tp_cp)  # each rank has its tokens' part
-    dist.all_reduce(sums, group=groups.dp)
-    return float(sums.sum()) / (sum(config.moe_layer_freq) * micro_batches * groups.dp.size())

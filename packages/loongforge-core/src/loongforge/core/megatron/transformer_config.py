@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import ParallelConfig, RunConfig, TrainConfig
 from loongforge.core.model.geometry import TransformerGeometry
 from loongforge.core.plan.layout import Layout
@@ -34,7 +35,7 @@ def transformer_config(
         warnings.filterwarnings("ignore", "If you are using transformer_engine", UserWarning)
         return kind(
             **_block_options(geometry),
-            **_expert_and_latent_options(geometry, layout, layers),
+            **_expert_and_latent_options(geometry, run.moe, layout, layers),
             **_layout_options(layout, dtype),
             **_recompute_options(run.parallel),
             params_dtype=dtype,
@@ -84,13 +85,15 @@ def _block_options(geometry: TransformerGeometry) -> dict[str, Any]:
     }
 
 
-def _expert_and_latent_options(geometry: TransformerGeometry, layout: Layout, layers: Layers) -> dict[str, Any]:
+def _expert_and_latent_options(
+    geometry: TransformerGeometry, training: ExpertConfig, layout: Layout, layers: Layers
+) -> dict[str, Any]:
     from loongforge.core.megatron.experts import expert_options
     from loongforge.core.megatron.latent_attention import latent_options
 
     options: dict[str, Any] = {"apply_rope_fusion": True}  # TransformerEngine's, or ours through core.megatron.repairs
     if geometry.experts is not None:
-        options |= expert_options(geometry.experts, geometry.num_layers, layout, layers)
+        options |= expert_options(geometry.experts, training, geometry.num_layers, layout, layers)
     if geometry.latent is not None:
         options |= latent_options(geometry.latent, geometry.rotary_base)
     return options

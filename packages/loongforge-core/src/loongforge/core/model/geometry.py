@@ -23,6 +23,12 @@ class Llama3Scaling:
     original_max_position_embeddings: int
 
 
+LoadBalancing = Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "none"]
+"""The share of choices that an expert got: of a micro-batch (Fedus et al., "Switch Transformers", 2021), of each
+sequence (DeepSeek-V2, 2024), or of all micro-batches of the step so far on all ranks (Qiu et al., "Demons in the
+Detail", 2025)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertGeometry:
     """Mixture of experts in place of the MLP."""
@@ -54,6 +60,13 @@ class ExpertGeometry:
     """A sigmoid of the token weighs what the shared expert adds (Qwen3-Next)."""
     aux_loss_coeff: float = 0.0
     """Factor of the load-balancing loss while training."""
+    load_balancing: LoadBalancing = "aux_loss"
+    """Over which tokens that loss counts choices; `none` leaves it out whatever its factor."""
+
+    @property
+    def balance_coeff(self) -> float:
+        """Factor of the load-balancing loss, 0 without one."""
+        return 0.0 if self.load_balancing == "none" else self.aux_loss_coeff
 
     def __post_init__(self) -> None:
         if problems := list(_expert_problems(self)):

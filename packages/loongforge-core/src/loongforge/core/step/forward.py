@@ -36,7 +36,10 @@ class StepResult:
     lr: float
     """Learning rate the step used."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers by name: `load_balancing_loss` of a model with experts, 1 when they are used evenly."""
+    """Further numbers by name: `load_balancing_loss` of a model with experts, 1 when they are used evenly, and
+    `expert_load`, the tokens of the busiest expert of any layer relative to the mean."""
+    detail: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of every layer by name, `expert_load/max/layer_3`, for files and trackers alone."""
 
 
 def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequence[Batch], step: int) -> StepResult:
@@ -48,8 +51,8 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
         wrapped.zero_grad_buffer()
     for optimizer in training.optimizers:
         optimizer.zero_grad()
-    if balanced := _balances(plan):
-        _weigh_balance(training, world, micro_batches)
+    if _has_router_losses(plan):
+        _weigh_router_losses(training, world, micro_batches)
     sums = _run_schedule(plan, world, training.chunks, micro_batches, training.feed, forward_only=False)
     loss, tokens = _global_mean(sums, world)
     check = plan.config.watch.check_for_nan_in_loss_and_grad
@@ -63,18 +66,18 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
         require_finite_gradients(grad_norm, training.wrapped, micro_batches, step, world)
     _clip_and_update(plan, training, grad_norm)
     training.schedule.step(increment=plan.global_batch_size)
-    extra = _taken_balance(training, world, len(micro_batches)) if balanced else {}
-    return StepResult(loss=loss, loss_tokens=tokens, grad_norm=grad_norm, lr=lr, extra=extra)
+    extra, detail = _expert_numbers(plan, training, world)
+    return StepResult(loss=loss, loss_tokens=tokens, grad_norm=grad_norm, lr=lr, extra=extra, detail=detail)
 
 
-def _balances(plan: Plan) -> bool:
-    """Whether a load-balancing loss takes part."""
-    return plan.geometry.experts is not None and plan.geometry.experts.aux_loss_coeff > 0
+def _has_router_losses(plan: Plan) -> bool:
+    experts = plan.geometry.experts
+    return experts is not None and (experts.balance_coeff > 0 or plan.config.moe.moe_z_loss_coeff > 0)
 
 
-def _weigh_balance(training: Training, world: World, micro_batches: Sequence[Batch]) -> None:
+def _weigh_router_losses(training: Training, world: World, micro_batches: Sequence[Batch]) -> None:
     """Tell megatron-core which share of the global batch's tokens counts in the loss, before the step."""
-    from loongforge.core.megatron.experts import weigh_balance_loss
+    from loongforge.core.megatron.expert_numbers import weigh_router_losses
 
     counts = torch.tensor(
         [[float(batch["loss_mask"].sum()), batch["loss_mask"].numel()] for batch in micro_batches],
@@ -82,14 +85,23 @@ def _weigh_balance(training: Training, world: World, micro_batches: Sequence[Bat
     ).sum(0)  # fmt: skip
     dist.all_reduce(counts, group=world.dp)
     loss_tokens, tokens = counts.tolist()
-    weigh_balance_loss(training.config, int(loss_tokens), int(tokens))
+    weigh_router_losses(training.config, int(loss_tokens), int(tokens))
 
 
-def _taken_balance(training: Training, world: World, micro_batches: int) -> dict[str, float]:
-    from loongforge.core.megatron.experts import take_balance_loss
+def _expert_numbers(plan: Plan, training: Training, world: World) -> tuple[dict[str, float], dict[str, float]]:
+    """For the step's line, and for every layer; nothing of a dense model. Collective."""
+    if plan.geometry.experts is None:
+        return {}, {}
+    from loongforge.core.megatron.expert_numbers import take_expert_numbers
+    from loongforge.core.watch.expert_load import load_numbers
 
-    value = take_balance_loss(training.config, world.groups, micro_batches)
-    return {} if value is None else {"load_balancing_loss": value}
+    z_loss = plan.config.moe.moe_z_loss_coeff > 0
+    found = take_expert_numbers(training.chunks, plan.geometry, world, plan.num_microbatches, z_loss=z_loss)
+    extra = {} if found.balance_loss is None else {"load_balancing_loss": found.balance_loss}
+    if found.loads:
+        extra["expert_load"] = max(load.imbalance for load in found.loads.values())
+    detail = load_numbers(found.loads, drops=plan.config.moe.moe_expert_capacity_factor is not None)
+    return extra, detail if found.z_loss is None else {**detail, "router_z_loss": found.z_loss}
 
 
 def evaluate(plan: Plan, world: World, training: Training, micro_batches: Sequence[Batch]) -> tuple[float, int]:

@@ -46,13 +46,15 @@ class StepReport:
     """The optimizer left the parameters alone."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """More numbers by name, for example the held-out loss."""
+    detail: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that are recorded and not shown on the terminal, `expert_load/max/layer_3`."""
 
     def values(self) -> dict[str, Any]:
-        """All numbers by name, `extra` beside the others."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        """All numbers by name, `extra` and `detail` beside the others."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "detail")}
         clash = own.keys() & self.extra.keys()
         assert not clash, f"extra repeats {sorted(clash)}"
-        return own | dict(self.extra)
+        return own | dict(self.extra) | dict(self.detail)
 
 
 class MetricsFile:
