@@ -127,7 +127,7 @@ def test_every_accepted_flag_reaches_its_field(flag: Flag, acme: Path) -> None:
 
 def test_agreed_flags_accept_the_truth_and_refuse_the_rest() -> None:
     assert parse(["--swiglu", "--normalization", "RMSNorm", "--bf16"]).problems == []
-    assert parse(["--moe-router-load-balancing-type", "aux_loss", "--moe-router-dtype", "fp32"]).problems == []
+    assert parse(["--moe-router-dtype", "fp32", "--optimizer", "adam"]).problems == []
     (problem,) = parse(["--normalization", "LayerNorm"]).problems
     assert problem == (
         "--normalization: 'LayerNorm' is not possible, every foundation has RMSNorm. Use 'RMSNorm' or leave it out."
@@ -152,12 +152,16 @@ def test_arguments_are_read_as_megatron_users_write_them() -> None:
 
 
 def test_shape_flags_reach_the_foundation() -> None:
-    read = parse(["--moe-aux-loss-coeff", "0.01", "--mrope-section", "24", "20", "20", "--num-experts", "8"])
+    read = parse(
+        ["--moe-aux-loss-coeff", "0.01", "--mrope-section", "24", "20", "20", "--num-experts", "8",
+         "--moe-router-load-balancing-type", "seq_aux_loss"]
+    )  # fmt: skip
     assert read.problems == []
     assert {path.rpartition(".")[2]: given.value for path, given in read.given.items()} == {
         "moe_aux_loss_coeff": "0.01",
         "mrope_section": ["24", "20", "20"],
         "num_experts": "8",
+        "moe_router_load_balancing_type": "seq_aux_loss",
     }
 
 
@@ -168,6 +172,15 @@ def test_shape_flags_reach_the_foundation() -> None:
         (["--fp16"], "--fp16: refused, fp16 with loss scaling is not trained here. Use --bf16 or --fp32."),
         (["--lr"], "--lr: needs a value."),
         (["--moe-aux-loss-coeff", "0.1", "0.2"], "--moe-aux-loss-coeff: takes one value here, got 0.1 0.2."),
+        (["--moe-router-load-balancing-type", "sinkhorn"],
+         "--moe-router-load-balancing-type: 'sinkhorn' is refused, its choice is another one than the model's, so its "
+         "weights would mean something else."),
+        (["--moe-token-dispatcher-type", "flex"],
+         "--moe-token-dispatcher-type: 'flex' is refused, it needs the kernels of DeepEP or HybridEP, which no "
+         "platform here has."),
+        (["--moe-grouped-gemm"],
+         "--moe-grouped-gemm: refused, one matrix product for all experts needs TransformerEngine's layer, whose "
+         "weights have other names; experts are MLPs of their own here, the same in every checkpoint. Leave it out."),
         (["--bf16=yes"], "--bf16: takes no value, got 'yes'."),
         (["--packing=maybe"], "--packing: takes true or false, got 'maybe'."),
         (["run.yaml"], "'run.yaml': neither a flag (--name value) nor an override (key=value). "

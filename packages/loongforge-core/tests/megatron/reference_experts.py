@@ -202,9 +202,15 @@ def reference_gradients(
     assert experts is not None
     seen: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
+    chosen: list[list[int]] = []
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.register_forward_pre_hook(lambda gate, inputs: seen.append(inputs[0] @ gate.weight.T))
+            layer.mlp.experts.register_forward_pre_hook(
+                lambda module, inputs: chosen.append(
+                    torch.bincount(inputs[1].flatten(), minlength=experts.num_experts).tolist()
+                )
+            )
         if hasattr(layer.mlp, "experts") and moe.moe_expert_capacity_factor is not None:
             layer.mlp.experts.register_forward_pre_hook(partial(_drop, experts, moe, micro_batch, parts, kept))
     logits = model(input_ids=data["tokens"]).logits
@@ -223,8 +229,17 @@ def reference_gradients(
         place=Place(tp=1, tp_rank=0, etp=1, etp_rank=0), loss=loss.item(), gradients=ours_of(gradients, geometry),
         logits=logits.detach(), balance=balance.mean().item(), z_loss=z_loss.mean().item(),
         kept=[float(one.float().mean()) for one in kept],
+        loads={experts.first_dense_layers + n: _load(counts) for n, counts in enumerate(chosen)},
     )  # fmt: skip
     return found, ours_of(weights, geometry)
+
+
+def _load(counts: list[int]) -> ExpertLoad:
+    """Of the tokens of every expert, none of which is dropped."""
+    even = sum(counts) / len(counts)
+    return ExpertLoad(
+        imbalance=max(counts) / even, least=min(counts) / even, idle=counts.count(0) / len(counts), dropped=0.0
+    )
 
 
 def _drop(

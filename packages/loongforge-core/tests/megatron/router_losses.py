@@ -74,7 +74,7 @@ def within_capacity(
                     if int(numbers[token, slot]) == expert
                 ]
                 if moe.moe_token_drop_policy == "probs":
-                    wanting.sort(key=lambda place: -float(weights[place]))
+                    wanting.sort(key=lambda place: -weights[place].item())
                 for place in wanting[:room]:
                     kept[place] = 1
     return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import (
     ComponentConfig,
     ComponentParallel,
@@ -136,12 +137,14 @@ def run(**options: Any) -> RunConfig:
         "train": {"seq_length": 128},
         "optimizer": {},
         "tokenizer": {},
+        "moe": {},
     }
     kinds = {
         "parallel": ParallelConfig,
         "train": TrainConfig,
         "optimizer": OptimizerConfig,
         "tokenizer": TokenizerConfig,
+        "moe": ExpertConfig,
     }
     if "train_iters" not in options and "train_samples" not in options:
         sections["train"]["train_iters"] = 10

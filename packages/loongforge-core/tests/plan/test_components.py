@@ -280,6 +280,32 @@ def test_traffic_of_experts():
     assert traffic(planned(2, experts=tiny.EXPERTS)).expert == 0
 
 
+def test_the_all_gather_sends_every_token_to_every_rank():
+    options = {EP: 2, "experts": tiny.EXPERTS | {"first_dense_layers": 2}}
+    plan = planned(2, **options, moe_token_dispatcher_type="allgather")
+    tokens = 128 * 64 * 2
+    assert traffic(plan).expert == 6 * 4 * tokens
+    assert traffic(plan).expert == traffic(planned(2, **options)).expert * 2 // 3, "each token has three experts"
+    assert any("by allgather over ep=2 ranks" in note for note in report(plan).notes)
+    assert any("by alltoall over ep=2 ranks" in note for note in report(planned(2, **options)).notes)
+
+
+def test_a_capacity_changes_what_is_sent_and_kept():
+    options = {EP: 2, "experts": tiny.EXPERTS}
+    plain, half = planned(2, **options), planned(2, **options, moe_expert_capacity_factor=0.5)
+    padded = planned(2, **options, moe_expert_capacity_factor=2.0, moe_pad_expert_input_to_capacity=True)
+    assert traffic(half).expert * 2 == traffic(plain).expert == traffic(padded).expert // 2
+    loose = planned(2, **options, moe_expert_capacity_factor=2.0)
+    assert (traffic(loose), stage_memory(loose)) == (traffic(plain), stage_memory(plain)), "nothing is dropped"
+    sizes = [stage_memory(plan)[0].activations for plan in (half, plain, padded)]
+    experts = plain.geometry.experts
+    assert experts is not None
+    rows = 128 * 2 * experts.topk * (2 * 64 + 4 * experts.ffn_hidden_size) * plain.geometry.num_layers
+    assert (sizes[1] - sizes[0], sizes[2] - sizes[1]) == (rows // 2, rows)
+    # 128 tokens x 3 choices / 12 experts x 0.5
+    assert any("at most 16 of the 128 tokens" in note for note in report(half).notes)
+
+
 def test_reports_have_every_component():
     found = report(sighted(4, **{TP: 2, "encoder": {"freeze": True}}))
     assert [part.name for part in found.components] == ["image_encoder", "image_projector", "foundation"]

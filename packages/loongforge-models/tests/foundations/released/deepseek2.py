@@ -83,4 +83,4 @@ RELEASED = {
 
 PARAMETERS = {"deepseek_v2": 235_741_434_880, "deepseek_v2_lite": 15_706_484_224}
 
-FREE = ("auto_map", "aux_loss_alpha", "pretraining_tp", "seq_aux")
+FREE = ("auto_map", "pretraining_tp")

@@ -89,4 +89,4 @@ RELEASED = {"deepseek_v3": DEEPSEEK_V3, "kimi_k2": KIMI_K2}
 
 PARAMETERS = {"deepseek_v3": 671_026_404_352, "kimi_k2": 1_026_408_209_408}
 EXPECTED = {"model_type": "deepseek_v3", "num_nextn_predict_layers": 0}
-FREE = {"auto_map", "aux_loss_alpha", "pretraining_tp", "quantization_config", "seq_aux"}
+FREE = {"auto_map", "pretraining_tp", "quantization_config"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.model.geometry import TransformerGeometry
 from loongforge.core.plan.candidate import Candidate, divisors
 
@@ -38,6 +40,8 @@ def expert_rules(candidate: Candidate) -> Iterator[str]:
     else:
         yield from _axes(candidate)
         yield from _sizes(candidate)
+        yield from _capacity(candidate)
+        yield from _overlap(candidate)
 
 
 def _dense(candidate: Candidate) -> Iterator[str]:
@@ -53,6 +57,10 @@ def _dense(candidate: Candidate) -> Iterator[str]:
             f"parallel.expert_tensor_parallel_size={etp} differs from tensor_model_parallel_size={tp}, but the model "
             "has no experts: leave it out."
         )
+    section, plain = candidate.config.moe, ExpertConfig()
+    given = [one.name for one in fields(section) if getattr(section, one.name) != getattr(plain, one.name)]
+    if given:
+        yield f"moe.{given[0]}={getattr(section, given[0])!r} needs experts, but the model is dense: leave it out."
 
 
 def _axes(candidate: Candidate) -> Iterator[str]:
@@ -101,4 +109,40 @@ def _sizes(candidate: Candidate) -> Iterator[str]:
         yield (
             f"model.foundation: first_dense_layers={experts.first_dense_layers} is more than num_layers="
             f"{geometry.num_layers}: lower it."
+        )
+
+
+def _capacity(candidate: Candidate) -> Iterator[str]:
+    section, experts = candidate.config.moe, candidate.geometry.experts
+    assert experts is not None, "asked of mixtures of experts only"
+    factor, pads = section.moe_expert_capacity_factor, section.moe_pad_expert_input_to_capacity
+    if factor is None and section.moe_token_drop_policy != "probs":
+        yield (
+            f"moe.moe_token_drop_policy={section.moe_token_drop_policy!r} drops nothing without a capacity: give "
+            "moe_expert_capacity_factor, or leave it out."
+        )
+    if factor is None and pads:
+        yield "moe.moe_pad_expert_input_to_capacity=True needs a moe_expert_capacity_factor: give one, for example 1.0."
+    elif pads and section.moe_token_dispatcher_type == "allgather":
+        yield "moe.moe_pad_expert_input_to_capacity=True goes with moe_token_dispatcher_type='alltoall': use that one."
+    if factor is not None and pads and factor * experts.topk > experts.num_experts:
+        yield (
+            f"moe.moe_expert_capacity_factor={factor} pads an expert's input to more tokens than there are: use at "
+            f"most num_experts / topk = {experts.num_experts / experts.topk:g}, where nothing is dropped any more."
+        )
+
+
+def _overlap(candidate: Candidate) -> Iterator[str]:
+    section, experts, parallel = candidate.config.moe, candidate.geometry.experts, candidate.config.parallel
+    assert experts is not None, "asked of mixtures of experts only"
+    if not section.moe_shared_expert_overlap:
+        return
+    if experts.shared_ffn_hidden_size is None:
+        yield "moe.moe_shared_expert_overlap=True needs a shared expert, which this model lacks: leave it out."
+    elif section.moe_token_dispatcher_type == "allgather":
+        yield "moe.moe_shared_expert_overlap=True goes with moe_token_dispatcher_type='alltoall': use that one."
+    if parallel.recompute_granularity == "selective" and "shared_experts" in parallel.recompute_modules:
+        yield (
+            "moe.moe_shared_expert_overlap=True cannot recompute the shared expert by itself: take shared_experts out "
+            "of recompute_modules, or drop the overlap."
         )

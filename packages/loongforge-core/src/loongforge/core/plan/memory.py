@@ -202,14 +202,25 @@ def _mlp_elements(plan: Plan) -> float:
 
 def _expert_elements(plan: Plan) -> float:
     """Per token, for `topk` copies of it on evenly loaded experts: the rows that come in and those that go back, and
-    what an MLP keeps; and the same of the shared expert."""
+    what an MLP keeps; and the same of the shared expert. A capacity changes the number of copies."""
     geometry, layout, experts, dropped = plan.geometry, plan.layout, plan.geometry.experts, _dropped(plan)
     assert experts is not None, "asked of layers with experts only"
     if "moe" in dropped:
         return 0.0
-    rows = 2 * geometry.hidden_size * experts.topk * layout.etp / layout.tp
+    copies = experts.topk * sent_share(plan)
+    rows = 2 * geometry.hidden_size * copies * layout.etp / layout.tp
     shared = 0 if "shared_experts" in dropped else experts.shared_ffn_hidden_size or 0
-    return rows + 4 * (experts.topk * experts.ffn_hidden_size + shared) / layout.tp
+    return rows + 4 * (copies * experts.ffn_hidden_size + shared) / layout.tp
+
+
+def sent_share(plan: Plan) -> float:
+    """Rows that go to experts relative to the choices: what a capacity keeps of an even load, or pads it to."""
+    section = plan.config.moe
+    if section.moe_expert_capacity_factor is None:
+        return 1.0
+    if section.moe_pad_expert_input_to_capacity:
+        return section.moe_expert_capacity_factor
+    return min(1.0, section.moe_expert_capacity_factor)
 
 
 def _dropped(plan: Plan) -> tuple[str, ...]:

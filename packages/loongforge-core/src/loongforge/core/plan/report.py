@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from loongforge.core.plan.compute import encoder_flops_per_step, flops_per_step, flops_per_token, pipeline_bubble
@@ -163,6 +164,7 @@ def _notes(plan: Plan) -> list[str]:
             f"token to {plan.layout.etp} ranks: --expert-tensor-parallel-size 1 with a larger "
             "expert_model_parallel_size keeps fewer activations."
         )
+    notes += _expert_notes(plan)
     samples, batch = plan.config.train.train_samples, plan.global_batch_size
     if samples and samples % batch:
         notes.append(
@@ -173,4 +175,23 @@ def _notes(plan: Plan) -> list[str]:
         saved = peak - peak // (plan.layout.dp * plan.layout.cp)
         if saved:
             notes.append(f"use_distributed_optimizer would save {saved / 2**30:.2f} GiB of optimizer state per rank.")
+    return notes
+
+
+def _expert_notes(plan: Plan) -> list[str]:
+    """How tokens reach their experts, and what a capacity does to an even load."""
+    section, experts, layout = plan.config.moe, plan.geometry.experts, plan.layout
+    if experts is None:
+        return []
+    notes: list[str] = []
+    if layout.ep > 1:
+        asked = section.moe_token_dispatcher_type or "alltoall"
+        notes.append(f"tokens reach their experts by {asked} over ep={layout.ep} ranks, counted for an even load.")
+    if (factor := section.moe_expert_capacity_factor) is not None:
+        tokens = plan.micro_batch_size * plan.seq_length // layout.cp // layout.tp
+        capacity = ceil(tokens * experts.topk / experts.num_experts * factor)
+        notes.append(
+            f"moe_expert_capacity_factor={factor:g}: an expert takes at most {capacity} of the {tokens} tokens that a "
+            "rank has of a micro-batch; the rest is dropped, whatever the load."
+        )
     return notes

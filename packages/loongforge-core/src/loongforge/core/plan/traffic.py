@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loongforge.core.plan.encoder_memory import tower_parameters
 from loongforge.core.plan.images import ImageBudget
-from loongforge.core.plan.memory import element_bytes, gradient_bytes
+from loongforge.core.plan.memory import element_bytes, gradient_bytes, sent_share
 from loongforge.core.plan.parameters import dense_layers, stage_held
 from loongforge.core.plan.plan import Plan
 
@@ -110,13 +110,18 @@ def _experts_gather(plan: Plan) -> bool:
 
 def _expert(plan: Plan) -> int:
     """Each token goes to its experts and comes back, forward and backward, from the rank that holds its part of the
-    sequence; (ep - 1) / ep of them live elsewhere when the load is even."""
+    sequence; (ep - 1) / ep of them live elsewhere when the load is even. The all-gather sends it to every rank of the
+    expert axis, wherever its experts live, and the reduce-scatter back; what tensor parallel experts gather besides is
+    counted with that axis."""
     layout, experts = plan.layout, plan.geometry.experts
     if experts is None or layout.ep == 1:
         return 0
     layers = plan.geometry.num_layers - dense_layers(plan.geometry)
     times = 4 + 2 * _recomputed(plan, "moe")
-    rows = _hidden(plan) / layout.tp * experts.topk
+    if plan.config.moe.moe_token_dispatcher_type == "allgather":
+        rows = _hidden(plan) / layout.tp * layout.etp * layout.ep
+    else:
+        rows = _hidden(plan) / layout.tp * experts.topk * sent_share(plan)
     return round(plan.num_microbatches * layers / layout.pp * times * _ring(layout.ep, rows))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry
+from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry, LoadBalancing
 from loongforge.models.deepseek3.keys import (
+    BALANCING,
     HF_KEYS,
     YARN,
     YARN_DEFAULTS,
@@ -16,7 +17,7 @@ from loongforge.models.deepseek3.keys import (
     wrong_prediction_layers,
     wrong_yarn,
 )
-from loongforge.models.parts.checks import wrong_counts, wrong_experts, wrong_numbers, wrong_rates
+from loongforge.models.parts.checks import wrong_balancing, wrong_counts, wrong_experts, wrong_numbers, wrong_rates
 from loongforge.models.parts.decoder import Decoder
 from loongforge.models.parts.hf_config import HFKeys
 from loongforge.models.parts.rope import Rope
@@ -74,7 +75,9 @@ class DeepSeek3Config(Decoder):
     moe_router_bias_update_rate: float = 0.001
     """What the bias of an expert's choice goes up or down by after every step; not part of `config.json`."""
     moe_aux_loss_coeff: float = 0.0
-    """Factor of the load-balancing loss while training, besides the bias that balances; not part of `config.json`."""
+    """Factor of the load-balancing loss while training, besides the bias that balances (`aux_loss_alpha`)."""
+    moe_router_load_balancing_type: LoadBalancing = "aux_loss"
+    """Over which tokens that loss counts choices: a micro-batch, each sequence, or the step; `none` leaves it out."""
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
@@ -90,6 +93,7 @@ class DeepSeek3Config(Decoder):
             *wrong_counts(self.LABEL, self, *counts, *more, *given),
             *wrong_numbers(self.LABEL, self, *numbers),
             *wrong_rates(self.LABEL, self, *rates, *training),
+            *wrong_balancing(self.LABEL, self),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -138,6 +142,12 @@ class DeepSeek3Config(Decoder):
             values["moe_shared_expert_intermediate_size"] = shared * (hf.get("moe_intermediate_size") or 0)
         if hf.get("n_group", 1) != 1:
             values |= {"moe_router_num_groups": hf["n_group"], "moe_router_group_topk": hf.get("topk_group")}
+        if hf.get("aux_loss_alpha"):
+            sequence = hf.get("seq_aux", True)  # the default of the code that comes with the release
+            if not isinstance(sequence, bool):
+                problems.append(f"config.json: seq_aux={sequence!r} must be true or false.")
+            kind = BALANCING[bool(sequence)]
+            values |= {"moe_aux_loss_coeff": hf["aux_loss_alpha"], "moe_router_load_balancing_type": kind}
         if rope.kind == "yarn":
             given = {**YARN_DEFAULTS, **rope.parameters}
             lacking = [key for key in YARN if given.get(key) is None]
@@ -153,6 +163,7 @@ class DeepSeek3Config(Decoder):
             scaling = {**{key: getattr(self, name) for key, name in YARN.items()}, "type": "yarn"}
         return {
             **fixed_keys(),
+            **self._balance_keys(),
             "n_group": self.moe_router_num_groups or 1,
             "n_shared_experts": (self.moe_shared_expert_intermediate_size or 0) // self.moe_ffn_hidden_size,
             "num_key_value_heads": self.num_attention_heads,
@@ -160,6 +171,16 @@ class DeepSeek3Config(Decoder):
             "rope_scaling": scaling,
             "topk_group": self.moe_router_group_topk or 1,
         }
+
+    def _balance_keys(self) -> dict[str, Any]:
+        """How the model is balanced, where there are words for it."""
+        said = {kind: sequence for sequence, kind in BALANCING.items()}
+        if self.moe_aux_loss_coeff and self.moe_router_load_balancing_type in said:
+            return {
+                "aux_loss_alpha": self.moe_aux_loss_coeff,
+                "seq_aux": said[self.moe_router_load_balancing_type],
+            }
+        return {}
 
     def own_geometry(self) -> dict[str, Any]:
         """Latent attention, and experts chosen by a sigmoid with a bias."""
@@ -204,5 +225,6 @@ class DeepSeek3Config(Decoder):
             topk_groups=self.moe_router_group_topk,
             shared_ffn_hidden_size=self.moe_shared_expert_intermediate_size,
             aux_loss_coeff=self.moe_aux_loss_coeff,
+            load_balancing=self.moe_router_load_balancing_type,
             **routing,
         )

@@ -22,6 +22,9 @@ YARN = {
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 """What transformers takes where a file is silent."""
 
+BALANCING = {True: "seq_aux_loss", False: "aux_loss"}
+"""Over which tokens the loss of `aux_loss_alpha` counts, by `seq_aux`."""
+
 HF_KEYS = HFKeys(
     model_type="deepseek_v3",
     also=("kimi_k2",),
@@ -54,16 +57,14 @@ HF_KEYS = HFKeys(
     },
     ignored={
         "auto_map": "code that comes with the weights; the architecture is known here",
-        "aux_loss_alpha": "how the release was balanced; a run sets moe_aux_loss_coeff",
         "ep_size": "a layout, not the model",
         "output_router_logits": "what transformers returns",
         "pretraining_tp": "how transformers splits its matrices; same result",
-        "seq_aux": "how the release was balanced",
     },
     special=(
         *KEYS,
         *("head_dim", "n_group", "n_shared_experts", "num_key_value_heads", "num_nextn_predict_layers"),
-        *("q_lora_rank", "qk_head_dim", "topk_group"),
+        *("q_lora_rank", "qk_head_dim", "topk_group", "aux_loss_alpha", "seq_aux"),
     ),
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
 )

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loongforge.core.model.geometry import ExpertGeometry
+from loongforge.core.model.geometry import ExpertGeometry, LoadBalancing
 from loongforge.models.parts.checks import (
+    wrong_balancing,
     wrong_counts,
     wrong_experts,
     wrong_groups,
@@ -89,6 +90,8 @@ class Glm4MoeConfig(Decoder):
     """What the bias of an expert's choice goes up or down by after every step; not part of `config.json`."""
     moe_aux_loss_coeff: float = 0.0
     """Factor of the load-balancing loss while training, besides the bias that balances; not part of `config.json`."""
+    moe_router_load_balancing_type: LoadBalancing = "aux_loss"
+    """Over which tokens that loss counts choices: a micro-batch, each sequence, or the step; `none` leaves it out."""
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
@@ -101,6 +104,7 @@ class Glm4MoeConfig(Decoder):
             *wrong_switches(self.LABEL, self, "add_qkv_bias", "qk_layernorm"),
             *wrong_numbers(self.LABEL, self, "moe_router_topk_scaling_factor"),
             *wrong_rates(self.LABEL, self, "first_dense_layers", "moe_router_bias_update_rate", "moe_aux_loss_coeff"),
+            *wrong_balancing(self.LABEL, self),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -165,5 +169,6 @@ class Glm4MoeConfig(Decoder):
                 bias_update_rate=self.moe_router_bias_update_rate,
                 shared_ffn_hidden_size=self.moe_shared_expert_intermediate_size,
                 aux_loss_coeff=self.moe_aux_loss_coeff,
+                load_balancing=self.moe_router_load_balancing_type,
             ),
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+
+from loongforge.core.model.geometry import LoadBalancing
 
 
 def wrong_counts(label: str, config: Any, *names: str) -> list[str]:
@@ -43,6 +45,14 @@ def wrong_switches(label: str, config: Any, *names: str) -> list[str]:
         for name, value in values.items()
         if not isinstance(value, bool)
     ]
+
+
+def wrong_balancing(label: str, config: Any) -> list[str]:
+    """The load-balancing loss is one of those there are."""
+    kind, known = config.moe_router_load_balancing_type, get_args(LoadBalancing)
+    if kind in known:
+        return []
+    return [f"{label}: moe_router_load_balancing_type must be one of {', '.join(known)}, got {kind!r}."]
 
 
 def wrong_groups(label: str, config: Any) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loongforge.core.model.geometry import ExpertGeometry
+from loongforge.core.model.geometry import ExpertGeometry, LoadBalancing
 from loongforge.models.parts.checks import (
+    wrong_balancing,
     wrong_counts,
     wrong_experts,
     wrong_groups,
@@ -78,6 +79,8 @@ class Qwen3MoeConfig(Decoder):
     """The chosen experts' weights are their share among all experts; unset, they sum to one (`norm_topk_prob`)."""
     moe_aux_loss_coeff: float = 0.001
     """Factor of the load-balancing loss while training."""
+    moe_router_load_balancing_type: LoadBalancing = "aux_loss"
+    """Over which tokens that loss counts choices: a micro-batch, each sequence, or the step; `none` leaves it out."""
     mrope_section: tuple[int, int, int] | None = None
     """Rotated pairs of a head for time, height and width, in a model that sees; ordinary positions when unset."""
     mrope_interleaved: bool = False
@@ -92,6 +95,7 @@ class Qwen3MoeConfig(Decoder):
             *wrong_counts(self.LABEL, self, *counts),
             *wrong_switches(self.LABEL, self, "moe_router_pre_softmax", "mrope_interleaved"),
             *wrong_rates(self.LABEL, self, "moe_aux_loss_coeff"),
+            *wrong_balancing(self.LABEL, self),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -140,5 +144,6 @@ class Qwen3MoeConfig(Decoder):
                 ffn_hidden_size=self.moe_ffn_hidden_size,
                 normalise_topk=not self.moe_router_pre_softmax,
                 aux_loss_coeff=self.moe_aux_loss_coeff,
+                load_balancing=self.moe_router_load_balancing_type,
             ),
         }

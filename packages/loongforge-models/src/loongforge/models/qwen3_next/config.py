@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loongforge.core.model.geometry import DeltaGeometry, ExpertGeometry
+from loongforge.core.model.geometry import DeltaGeometry, ExpertGeometry, LoadBalancing
 from loongforge.models.parts.checks import (
+    wrong_balancing,
     wrong_counts,
     wrong_experts,
     wrong_groups,
@@ -62,6 +63,8 @@ class Qwen3NextConfig(Decoder):
     """The chosen experts' weights are their share among all experts; unset, they sum to one (`norm_topk_prob`)."""
     moe_aux_loss_coeff: float = 0.001
     """Factor of the load-balancing loss while training."""
+    moe_router_load_balancing_type: LoadBalancing = "aux_loss"
+    """Over which tokens that loss counts choices: a micro-batch, each sequence, or the step; `none` leaves it out."""
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
@@ -74,6 +77,7 @@ class Qwen3NextConfig(Decoder):
             *wrong_counts(self.LABEL, self, *counts),
             *wrong_switches(self.LABEL, self, "moe_router_pre_softmax"),
             *wrong_rates(self.LABEL, self, "moe_aux_loss_coeff"),
+            *wrong_balancing(self.LABEL, self),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -148,5 +152,6 @@ class Qwen3NextConfig(Decoder):
                 shared_ffn_hidden_size=self.moe_shared_expert_intermediate_size,
                 shared_gate=True,
                 aux_loss_coeff=self.moe_aux_loss_coeff,
+                load_balancing=self.moe_router_load_balancing_type,
             ),
         }
