@@ -69,6 +69,24 @@ def one_batch(worker: Any, config: RunConfig, micro_batches: Sequence[Batch], sc
     return seen
 
 
+def one_step(worker: Any, config: RunConfig, batch: Batch, scratch: Path) -> Any:
+    """What one optimizer step measured (StepResult), and its gradients in `GRADIENTS`; give it a rate of 0."""
+    from loongforge.ckpt.verify.batch import rows_of
+    from loongforge.ckpt.verify.measure import write_gradients
+    from loongforge.ckpt.workers import part_of
+    from loongforge.core.step.forward import train_step
+    from loongforge.core.step.optimizer import build_training
+
+    with part_of(config) as part:
+        _load(part)
+        training = build_training(part.plan, part.world, part.model)
+        rows = rows_of(part.plan, part.world.dp.rank())
+        mine = [{name: tensor[row] for name, tensor in batch.items()} for row in rows]
+        result = train_step(part.plan, part.world, training, mine, 0)
+        write_gradients(part, scratch / GRADIENTS)
+    return result
+
+
 def train(worker: Any, config: RunConfig, batches: Sequence[Batch], scratch: Path) -> list[tuple[float, float]]:
     """Loss and gradient norm of one optimizer step for each batch, and the weights afterwards in `WEIGHTS`."""
     from loongforge.ckpt.verify.batch import rows_of

@@ -45,6 +45,10 @@ class Reference:
         """`losses` and `norms` of one AdamW step for each batch; the weights afterwards go to the file `out`."""
         return self._ask("steps", case, str(directory), list(map(str, batches)), str(out))
 
+    def routed(self, case: str, directory: Path, batch: Path, out: Path, **terms: Any) -> dict[str, Any]:
+        """As `measure`, with what training adds for routers: `kind`, `balance` and `z_loss`; and their `loads`."""
+        return self._ask("routed", case, str(directory), str(batch), str(out), terms)
+
     def close(self) -> None:
         """End the process."""
         self._requests.close()
@@ -71,7 +75,7 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    verbs = {"write": write, "measure": measure, "documents": documents, "steps": steps}
+    verbs = {"write": write, "measure": measure, "documents": documents, "routed": routed, "steps": steps}
     for line in sys.stdin:
         verb, case, *rest = json.loads(line)
         try:
@@ -155,6 +159,33 @@ def measure(case: Any, directory: str, batch: str, out: str) -> dict[str, float]
     found = _tensors(case, model, Path(out).with_suffix(""), gradients=True)
     save_file(found | {"logits": logits.detach().contiguous()}, out)
     return {"loss": loss.item(), "extra": 0.0 if extra is None else float(extra)}
+
+
+def routed(case: Any, directory: str, batch: str, out: str, terms: dict[str, Any]) -> dict[str, Any]:
+    """Forward and backward over the whole batch, a micro-batch for each sequence."""
+    import router_terms
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(batch)
+    model = load(case, directory)
+    logits, chosen = router_terms.watch(model)
+    _, total, extra = _losses(case, model, tensors)
+    assert extra is None, "what training adds else has its own tests"
+    shape = {"sigmoid": case.config.get("scoring_func", terms["score"]) == "sigmoid", "made": terms["made"]}
+    found = [
+        router_terms.losses(one, other, len(tensors["tokens"]), kind=terms["kind"], **shape)
+        for one, other in zip(logits, chosen, strict=True)
+    ]
+    balance, z_loss = (sum(one[at] for one in found) for at in (0, 1))
+    loss = total / tensors["loss_mask"].sum()
+    (loss + terms["balance"] * balance + terms["z_loss"] * z_loss).backward()
+    save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
+    return {
+        "loss": loss.item(),
+        "balance": float(balance) / len(found),
+        "z_loss": float(z_loss) / len(found),
+        "loads": [router_terms.load(one, scores.size(-1)) for one, scores in zip(chosen, logits, strict=True)],
+    }
 
 
 def documents(case: Any, directory: str, batches: list[str], out: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
@@ -32,7 +32,7 @@ class Router(TopKRouter):
         self.config = copy(whole)
         self.config.moe_expert_capacity_factor = None  # upstream drops before it counts
         self.capacity_factor = whole.moe_expert_capacity_factor
-        self.drop_policy = whole.moe_token_drop_policy
+        self.by_position = whole.moe_token_drop_policy == "position"
         self.pads = whole.moe_pad_expert_input_to_capacity
         self.load: torch.Tensor | None = None
         """Choices of every expert since `take_load`, and the choices kept: int64 `[experts + 1]`."""
@@ -47,7 +47,7 @@ class Router(TopKRouter):
         sent = kept = chosen
         if self.capacity_factor is not None:
             capacity = math.ceil(chosen.size(0) * self.topk / chosen.size(1) * self.capacity_factor)
-            kept = within_capacity(weights.detach(), chosen, capacity, self.drop_policy)
+            kept = within_capacity(weights.detach(), chosen, capacity, by_position=self.by_position)
             weights = weights * kept
             sent = filled(kept, capacity) if self.pads else kept
         if self.training and torch.is_grad_enabled():  # not again where activations are recomputed
@@ -109,10 +109,10 @@ class Router(TopKRouter):
 
 
 def within_capacity(
-    weights: torch.Tensor, chosen: torch.Tensor, capacity: int, policy: Literal["probs", "position"]
+    weights: torch.Tensor, chosen: torch.Tensor, capacity: int, *, by_position: bool
 ) -> torch.Tensor:
     """Of the choices `[tokens, experts]` those that an expert takes: at most `capacity`, the first or the heaviest."""
-    if policy == "position":
+    if by_position:
         return chosen & (chosen.cumsum(0) <= capacity)
     best = weights.masked_fill(~chosen, -1.0).topk(min(capacity, chosen.size(0)), dim=0).indices
     return chosen & torch.zeros_like(chosen).scatter(0, best, True)
