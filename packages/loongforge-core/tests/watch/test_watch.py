@@ -120,6 +120,16 @@ def test_not_finite_is_null(tmp_path):
     assert row["skipped"] is True
 
 
+def test_detail_is_recorded_and_not_shown(tmp_path: Path):
+    told = report(1, detail={"expert_load/max/layer_3": 1.5})
+    assert "expert_load" not in line(told, 10, 1.0)
+    assert trackers.numbers(told)["expert_load/max/layer_3"] == 1.5
+    metrics = MetricsFile(tmp_path, 0)
+    metrics.write(told)
+    metrics.close()
+    assert read_metrics(metrics.path)[0]["expert_load/max/layer_3"] == 1.5
+
+
 def test_extra_stands_beside_and_never_over_the_numbers():
     assert report(1, extra={"held_out_loss": 2.0}).values()["held_out_loss"] == 2.0
     with pytest.raises(AssertionError, match="extra repeats"):

@@ -108,9 +108,7 @@ class Router(TopKRouter):
         return self
 
 
-def within_capacity(
-    weights: torch.Tensor, chosen: torch.Tensor, capacity: int, *, by_position: bool
-) -> torch.Tensor:
+def within_capacity(weights: torch.Tensor, chosen: torch.Tensor, capacity: int, *, by_position: bool) -> torch.Tensor:
     """Of the choices `[tokens, experts]` those that an expert takes: at most `capacity`, the first or the heaviest."""
     if by_position:
         return chosen & (chosen.cumsum(0) <= capacity)
