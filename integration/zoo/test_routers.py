@@ -22,6 +22,7 @@ FAMILIES = {
     "deepseek_v2_lite": ("softmax", True),
     "deepseek_v3": ("sigmoid", False),
     "glm_4_5": ("sigmoid", False),
+    "minimax_m2": ("sigmoid", False),
 }
 TERMS = [
     (name, layout, kind)

@@ -78,6 +78,18 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("glm4_moe", "glm_4_5_air_106b_a12b", {"first_k_dense_replace": 47}, "first_dense_layers=47 must not exceed"),
     ("glm4_moe", "glm_4_5_air_106b_a12b", {"n_group": 2}, "n_group=2 is not supported"),
     ("glm4_moe", "glm_4_5_air_106b_a12b", {"num_experts_per_tok": 129}, "must not exceed num_experts=128"),
+    ("deepseek3", "kimi_k2", {"aux_loss_alpha": -1.0}, "moe_aux_loss_coeff must be a number of at least 0, got -1.0"),
+    ("deepseek3", "kimi_k2", {"seq_aux": "yes"}, "seq_aux='yes' must be true or false"),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"rotary_dim": 63}, "= 63 must be an even whole number"),
+    (
+        "minimax_m2",
+        "minimax_m2_230b_a10b",
+        {"rope_parameters": {"rope_theta": 5e6, "partial_rotary_factor": 0.25}},
+        "rotary_dim=64 contradicts the share 0.25 of head_dim=128",
+    ),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"attn_type_list": [1, 0]}, r"attn_type_list=\[1, 0\] is not supported"),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"qk_norm_type": "per_head"}, "qk_norm_type='per_head' is not supported"),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"shared_intermediate_size": 64}, "has a shared expert"),
 ]
 
 
@@ -110,6 +122,13 @@ FIELDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek3", "deepseek_v3", {"first_dense_layers": 62}, "first_dense_layers=62 must not exceed num_layers=61"),
     ("deepseek3", "deepseek_v3", {"moe_shared_expert_intermediate_size": 99}, "must be a multiple of"),
     ("deepseek3", "deepseek_v3", {"qk_pos_emb_head_dim": 63}, "qk_pos_emb_head_dim=63 must be even"),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"ffn_hidden_size": 99}, "no MLP but the experts"),
+    (
+        "glm4_moe",
+        "glm_4_5_air_106b_a12b",
+        {"moe_router_load_balancing_type": "sinkhorn"},
+        "must be one of aux_loss, seq_aux_loss, global_aux_loss, none, got 'sinkhorn'",
+    ),
     ("deepseek3", "deepseek_v3", {"q_lora_rank": 0}, "q_lora_rank must be a whole number of at least 1, got 0"),
 ]
 

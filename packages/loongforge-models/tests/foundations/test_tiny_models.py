@@ -102,6 +102,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek2",
         {**EXPERTS, **LATENT, "q_lora_rank": None, "moe_shared_expert_intermediate_size": 22},
     ),
+    "minimax_m2": (
+        "minimax_m2",
+        {**GROUPED, **EXPERTS, "ffn_hidden_size": 22, "rotary_percent": 0.6, "moe_aux_loss_coeff": 0.25},
+    ),
     "deepseek3": (
         "deepseek3",
         {
@@ -123,7 +127,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny(case: str) -> Any:
     family, values = TINY[case]
-    return plugins.load("models", family).config()(**SHARED, **values)
+    return plugins.load("models", family).config()(**{**SHARED, **values})
 
 
 @pytest.mark.parametrize("case", TINY)

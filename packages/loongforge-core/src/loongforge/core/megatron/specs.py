@@ -32,6 +32,7 @@ from loongforge.core.megatron.experts import experts_builder, mlp_submodules
 from loongforge.core.megatron.latent_attention import latent_attention_spec
 from loongforge.core.megatron.layers import GatedActivation, Norm, RowLinear, SDPAttention
 from loongforge.core.megatron.ops import ops_for
+from loongforge.core.megatron.whole_norm import WholeNorm, WholeNormAttention
 from loongforge.core.model.geometry import TransformerGeometry
 from loongforge.core.platform import Platform
 
@@ -156,15 +157,19 @@ def _attention_spec(config: Any, layers: Layers, geometry: TransformerGeometry) 
     if geometry.latent is not None:
         return latent_attention_spec(layers, geometry.latent)
     head_norm = layers.norm if config.qk_layernorm else IdentityOp
+    query_norm, key_norm = head_norm, head_norm
+    if whole := geometry.qk_layernorm and geometry.qk_norm_whole:
+        query_norm = partial(WholeNorm, heads=geometry.num_attention_heads)
+        key_norm = partial(WholeNorm, heads=geometry.num_query_groups)
     return ModuleSpec(
-        module=SelfAttention,
+        module=WholeNormAttention if whole else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=layers.column_linear,
             core_attention=layers.core_attention,
             linear_proj=layers.row_linear,
-            q_layernorm=head_norm,
-            k_layernorm=head_norm,
+            q_layernorm=query_norm,
+            k_layernorm=key_norm,
         ),
     )
 

@@ -67,9 +67,10 @@ def _attention(geometry: TransformerGeometry) -> Elements:
     """Fused QKV, output projection, norms of query and key heads."""
     hidden, head = geometry.hidden_size, geometry.kv_channels
     query, key_value = geometry.num_attention_heads * head, 2 * geometry.num_query_groups * head
+    norms = (query + key_value // 2) if geometry.qk_norm_whole else 2 * head
     return Elements(
         split=(query * (1 + geometry.attention_gate) + key_value) * (hidden + geometry.add_qkv_bias) + query * hidden,
-        replicated=2 * head if geometry.qk_layernorm else 0,
+        replicated=norms if geometry.qk_layernorm else 0,
     )
 
 
