@@ -29,7 +29,7 @@ TERMS = [
     for name in FAMILIES
     for layout, kind in (("one", "global_aux_loss"), ("tp2-sp-ep2", "seq_aux_loss"), ("ep2", "aux_loss"))
     if layout in CASES[name].layouts
-]
+] + [("qwen3_moe", "pp2-vpp2", "global_aux_loss"), ("glm_4_5", "ep2", "none")]
 BALANCE, Z_LOSS = 0.3, 0.02
 TOLERANCE = 5e-5
 """Relative, fp32. Measured: 2.02e-5 in a decay of qwen3_next, a sum of terms that cancel, below 1e-5 elsewhere; a loss
@@ -55,7 +55,7 @@ def test_router_losses_and_loads(
     save_file(batch, tmp_path / "batch.safetensors")
     expected = zoo.reference.routed(
         name, directory, tmp_path / "batch.safetensors", tmp_path / "reference.safetensors",
-        kind=kind, balance=BALANCE, z_loss=Z_LOSS, score=score, made=made,
+        kind=kind, balance=0.0 if kind == "none" else BALANCE, z_loss=Z_LOSS, score=score, made=made,
     )  # fmt: skip
     work = partial(one_step, config=config, batch=batch, scratch=tmp_path)
     found = run_distributed(work, LAYOUTS[layout][1])[0]
@@ -66,7 +66,9 @@ def test_router_losses_and_loads(
     )
     results.setdefault(name, {}).setdefault("routers", {})[layout] = {"worst": apart[0].worst, "where": apart[0].name}
     assert apart[0].worst < TOLERANCE, apart[:5]
-    assert found.extra["load_balancing_loss"] == pytest.approx(expected["balance"], rel=1e-5)
+    balance = {} if kind == "none" else {"load_balancing_loss": pytest.approx(expected["balance"], rel=1e-5)}
+    busiest = pytest.approx(max(load["max"] for load in expected["loads"]))
+    assert found.extra == {**balance, "expert_load": busiest}
     assert found.detail["router_z_loss"] == pytest.approx(expected["z_loss"], rel=1e-5)
     dense = CASES[name].config.get("first_k_dense_replace", 0)
     loads = {
@@ -75,4 +77,3 @@ def test_router_losses_and_loads(
         for what, value in load.items()
     }
     assert {key: value for key, value in found.detail.items() if key != "router_z_loss"} == loads
-    assert found.extra["expert_load"] == pytest.approx(max(load["max"] for load in expected["loads"]))

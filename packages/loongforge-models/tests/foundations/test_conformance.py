@@ -55,6 +55,7 @@ DIRECT = {
         ("qwen3_next", {**EXPERTS, **DELTA}),
         ("glm4_moe", {**EXPERTS, "first_dense_layers": 1, "moe_shared_expert_intermediate_size": 20}),
         ("deepseek2", {**EXPERTS, **LATENT}),
+        ("minimax_m2", {**EXPERTS, "ffn_hidden_size": 20}),
         ("deepseek3", {**EXPERTS, **LATENT}),
         ("deepseek3", {**EXPERTS, **DIRECT}),
     ],

@@ -136,7 +136,8 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     whole = (2 if "layernorm" in dropped else 4) * geometry.hidden_size / split
     attention = _attention_elements(plan) if geometry.latent is None else _latent_elements(plan, geometry.latent)
     wide = _expert_elements(plan) if experts else _mlp_elements(plan)
-    numbers = 2 / split + (0 if "core_attn" in dropped else heads) + (heads + groups) * geometry.qk_layernorm
+    normed = 2 if geometry.qk_norm_whole else heads + groups
+    numbers = 2 / split + (0 if "core_attn" in dropped else heads) + normed * geometry.qk_layernorm
     turned = 2 * head
     if geometry.latent is not None:
         numbers += 2 / split
