@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,3 +167,35 @@ def test_the_shared_expert_may_overlap_with_the_exchange(layout: str, tiny: Any)
     assert max(rank.loss for rank in found) == pytest.approx(expected.loss, rel=1e-6)
     difference, name = tiny.worst(found, expected)
     assert difference < TOLERANCE, name
+
+
+@pytest.mark.parametrize("layout", ["ep2", "tp2"])
+def test_the_all_gather_brings_tokens_to_the_same_experts(layout: str, tiny: Any) -> None:
+    geometry, where = tiny.deepseek3(), tiny.layout(**LAYOUTS[layout])
+    expected, weights = tiny.reference_gradients(geometry)
+    moe = ExpertConfig(moe_token_dispatcher_type="allgather")
+    found = run_distributed(lambda worker: tiny.measure(geometry, where, worker, weights, moe=moe), where.world)
+    assert max(rank.loss for rank in found) == pytest.approx(expected.loss, rel=1e-6)
+    difference, name = tiny.worst(found, expected)
+    assert difference < TOLERANCE, name
+
+
+def test_an_exchange_that_the_platform_cannot_do_is_refused(tiny: Any) -> None:
+    from loongforge.core.errors import ConfigError
+    from loongforge.core.megatron.experts import expert_options
+
+    experts, where = tiny.deepseek3().experts, tiny.layout(2, tp=2, etp=2)
+    even, uneven = SimpleNamespace(uneven_gather=False), SimpleNamespace(uneven_gather=True)
+    asked = ExpertConfig(moe_token_dispatcher_type="alltoall")
+    for training, word in (
+        (asked, "moe_token_dispatcher_type='alltoall'"),
+        (ExpertConfig(moe_shared_expert_overlap=True), "moe_shared_expert_overlap=True"),
+        (
+            ExpertConfig(moe_expert_capacity_factor=1.0, moe_pad_expert_input_to_capacity=True),
+            "moe_pad_expert_input_to_capacity=True",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"moe.{word} with expert_tensor_parallel_size=2 gathers"):
+            expert_options(experts, training, 2, where, even)
+        assert expert_options(experts, training, 2, where, uneven)["moe_token_dispatcher_type"] == "alltoall"
+    assert expert_options(experts, ExpertConfig(), 2, where, even)["moe_token_dispatcher_type"] == "allgather"

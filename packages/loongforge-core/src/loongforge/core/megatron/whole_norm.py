@@ -23,6 +23,8 @@ class WholeNorm(Norm):
 
     def __init__(self, config: Any, hidden_size: int, eps: float, heads: int, **options: Any) -> None:
         super().__init__(config, hidden_size * heads, eps, **options)
+        assert self.rms, "the mean square alone is shared among ranks"
+        assert not self.zero_centered, "no model has both"
         self.heads = heads
         self.group: dist.ProcessGroup | None = None
         """Ranks that share the heads, set by the attention that it belongs to."""

@@ -192,6 +192,6 @@ def _expert_notes(plan: Plan) -> list[str]:
         capacity = ceil(tokens * experts.topk / experts.num_experts * factor)
         notes.append(
             f"moe_expert_capacity_factor={factor:g}: an expert takes at most {capacity} of the {tokens} tokens that a "
-            "rank has of a micro-batch; the rest is dropped, whatever the load."
+            "rank has of a micro-batch, and what is beyond is dropped."
         )
     return notes
