@@ -144,6 +144,21 @@ def glm4_moe(config: Config, number: int) -> Tensors:
     yield from _dense_first(config, number, bias=True)
 
 
+def minimax_m2(config: Config, number: int) -> Tensors:
+    """MiniMax-M2: norms over all heads at once, experts under names of their own."""
+    hidden, width, place = config["hidden_size"], config["intermediate_size"], "block_sparse_moe"
+    yield from norms(config)
+    yield from grouped(config)
+    yield "self_attn.q_norm.weight", (config["num_attention_heads"] * head_dim(config),)
+    yield "self_attn.k_norm.weight", (config["num_key_value_heads"] * head_dim(config),)
+    yield f"{place}.gate.weight", (config["num_local_experts"], hidden)
+    yield f"{place}.e_score_correction_bias", (config["num_local_experts"],)
+    for expert in range(config["num_local_experts"]):
+        yield f"{place}.experts.{expert}.w1.weight", (width, hidden)
+        yield f"{place}.experts.{expert}.w2.weight", (hidden, width)
+        yield f"{place}.experts.{expert}.w3.weight", (width, hidden)
+
+
 LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "llama": dense,
     "qwen2": dense,
@@ -153,5 +168,6 @@ LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
     "glm4_moe": glm4_moe,
+    "minimax_m2": minimax_m2,
 }
 """Tensors of layer `number` by `model_type`."""

@@ -55,6 +55,7 @@ def test_a_model_without_experts_has_none(tiny: Any) -> None:
 def test_uneven_gathers_choose_the_dispatcher(tiny: Any) -> None:
     import torch
 
+    from loongforge.core.config.experts import ExpertConfig
     from loongforge.core.megatron.experts import expert_options
     from loongforge.core.megatron.specs import layers_for
     from loongforge.core.platform import choose
@@ -63,7 +64,8 @@ def test_uneven_gathers_choose_the_dispatcher(tiny: Any) -> None:
     layers = layers_for(choose("cpu").platform(), torch.float32)
 
     def dispatcher(uneven: bool, **sizes: int) -> str:
-        options = expert_options(geometry.experts, 2, tiny.layout(**sizes), replace(layers, uneven_gather=uneven))
+        own = replace(layers, uneven_gather=uneven)
+        options = expert_options(geometry.experts, ExpertConfig(), 2, tiny.layout(**sizes), own)
         return options["moe_token_dispatcher_type"]
 
     assert dispatcher(False, world=2, tp=2, etp=2) == "allgather"

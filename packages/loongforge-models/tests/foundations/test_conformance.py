@@ -15,6 +15,7 @@ EXPERTS: dict[str, Any] = {
     "moe_ffn_hidden_size": 20,
     "moe_aux_loss_coeff": 0.0,  # transformers leaves it out of the loss unless asked
 }
+ONLY_EXPERTS = {name: value for name, value in EXPERTS.items() if name != "moe_ffn_hidden_size"}
 DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
@@ -55,7 +56,7 @@ DIRECT = {
         ("qwen3_next", {**EXPERTS, **DELTA}),
         ("glm4_moe", {**EXPERTS, "first_dense_layers": 1, "moe_shared_expert_intermediate_size": 20}),
         ("deepseek2", {**EXPERTS, **LATENT}),
-        ("minimax_m2", {**EXPERTS, "ffn_hidden_size": 20}),
+        ("minimax_m2", {**ONLY_EXPERTS, "ffn_hidden_size": 20}),
         ("deepseek3", {**EXPERTS, **LATENT}),
         ("deepseek3", {**EXPERTS, **DIRECT}),
     ],

@@ -122,7 +122,7 @@ FIELDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek3", "deepseek_v3", {"first_dense_layers": 62}, "first_dense_layers=62 must not exceed num_layers=61"),
     ("deepseek3", "deepseek_v3", {"moe_shared_expert_intermediate_size": 99}, "must be a multiple of"),
     ("deepseek3", "deepseek_v3", {"qk_pos_emb_head_dim": 63}, "qk_pos_emb_head_dim=63 must be even"),
-    ("minimax_m2", "minimax_m2_230b_a10b", {"ffn_hidden_size": 99}, "no MLP but the experts"),
+    ("minimax_m2", "minimax_m2_230b_a10b", {"num_query_groups": 7}, "must be a multiple of num_query_groups=7"),
     (
         "glm4_moe",
         "glm_4_5_air_106b_a12b",

@@ -104,7 +104,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "minimax_m2": (
         "minimax_m2",
-        {**GROUPED, **EXPERTS, "ffn_hidden_size": 22, "rotary_percent": 0.6, "moe_aux_loss_coeff": 0.25},
+        {**GROUPED, "num_experts": 12, "moe_router_topk": 4, "rotary_percent": 0.6, "moe_aux_loss_coeff": 0.25},
     ),
     "deepseek3": (
         "deepseek3",

@@ -1,4 +1,4 @@
-"""MiniMax-M2, M2.1, M2.5 and M2.7, which say the same; the releases are quantised besides."""
+"""MiniMax-M2, M2.1, M2.5 and M2.7, which say the same; released in fp8."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ RELEASED = {
         "num_local_experts": 256,
         "num_mtp_modules": 3,
         "output_router_logits": False,
+        "quantization_config": {
+            "activation_scheme": "dynamic",
+            "fmt": "float8_e4m3fn",
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        },
         "qk_norm_type": "per_layer",
         "rms_norm_eps": 1e-06,
         "rope_theta": 5000000,
@@ -44,4 +50,4 @@ RELEASED = {
 
 PARAMETERS = {"minimax_m2_230b_a10b": 228_689_748_992}
 EXPECTED = {"use_mtp": False}
-FREE = {"auto_map", "mtp_transformer_layers", "num_mtp_modules", "output_router_logits"}
+FREE = {"auto_map", "mtp_transformer_layers", "num_mtp_modules", "output_router_logits", "quantization_config"}

@@ -10,6 +10,9 @@ from loongforge.core.errors import ConfigError
 MEANINGLESS = ("activation_scheme", "ignored_layers", "modules_to_not_convert", "scale_fmt")
 """Keys without meaning here: how activations are quantised, and what the tensors and their scales say themselves."""
 
+E4M3 = ("e4m3", "float8_e4m3fn")
+"""Spellings of the one form, DeepSeek's and MiniMax's."""
+
 
 def fp8_block(quantization: Any) -> tuple[int, int] | None:
     """Rows and columns that share a scale in an fp8 checkpoint (DeepSeek-V3, 2024, 3.3); None: not quantised.
@@ -25,7 +28,7 @@ def fp8_block(quantization: Any) -> tuple[int, int] | None:
     block = said.pop("weight_block_size", None)
     if method != "fp8":
         raise ConfigError(_refused(f"quant_method={method!r}"))
-    if form != "e4m3":
+    if form not in E4M3:
         raise ConfigError(_refused(f"fmt={form!r}"))
     if not _is_block(block):
         raise ConfigError(_refused(f"weight_block_size={block!r}"))

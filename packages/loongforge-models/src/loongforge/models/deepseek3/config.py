@@ -142,12 +142,12 @@ class DeepSeek3Config(Decoder):
             values["moe_shared_expert_intermediate_size"] = shared * (hf.get("moe_intermediate_size") or 0)
         if hf.get("n_group", 1) != 1:
             values |= {"moe_router_num_groups": hf["n_group"], "moe_router_group_topk": hf.get("topk_group")}
-        if hf.get("aux_loss_alpha"):
+        if hf.get("aux_loss_alpha") or "seq_aux" in hf:
             sequence = hf.get("seq_aux", True)  # the default of the code that comes with the release
             if not isinstance(sequence, bool):
                 problems.append(f"config.json: seq_aux={sequence!r} must be true or false.")
             kind = BALANCING[bool(sequence)]
-            values |= {"moe_aux_loss_coeff": hf["aux_loss_alpha"], "moe_router_load_balancing_type": kind}
+            values |= {"moe_aux_loss_coeff": hf.get("aux_loss_alpha", 0.0), "moe_router_load_balancing_type": kind}
         if rope.kind == "yarn":
             given = {**YARN_DEFAULTS, **rope.parameters}
             lacking = [key for key in YARN if given.get(key) is None]
@@ -175,7 +175,8 @@ class DeepSeek3Config(Decoder):
     def _balance_keys(self) -> dict[str, Any]:
         """How the model is balanced, where there are words for it."""
         said = {kind: sequence for sequence, kind in BALANCING.items()}
-        if self.moe_aux_loss_coeff and self.moe_router_load_balancing_type in said:
+        unsaid = not self.moe_aux_loss_coeff and self.moe_router_load_balancing_type == "aux_loss"
+        if self.moe_router_load_balancing_type in said and not unsaid:
             return {
                 "aux_loss_alpha": self.moe_aux_loss_coeff,
                 "seq_aux": said[self.moe_router_load_balancing_type],

@@ -36,8 +36,7 @@ class MiniMaxM2Config(Decoder):
         model_type="minimax_m2",
         architecture="MiniMaxM2ForCausalLM",
         fields={
-            **{key: name for key, name in FIELDS.items() if key != "intermediate_size"},
-            "intermediate_size": "moe_ffn_hidden_size",
+            **FIELDS,
             "num_key_value_heads": "num_query_groups",
             "num_local_experts": "num_experts",
             "num_experts_per_tok": "moe_router_topk",
@@ -53,11 +52,6 @@ class MiniMaxM2Config(Decoder):
             "shared_intermediate_size": (0, "no released MiniMax-M2 has a shared expert"),
             "use_qk_norm": (True, "every MiniMax-M2 normalises query and key"),
             "use_routing_bias": (True, "every MiniMax-M2 chooses experts with a bias"),
-            "quantization_config": (
-                None,
-                "the weights are quantised (FP8 in the release), which cannot be trained; convert the checkpoint to "
-                "bfloat16 first",
-            ),
         },
         ignored={
             "auto_map": "code that comes with the weights; the architecture is known here",
@@ -82,8 +76,8 @@ class MiniMaxM2Config(Decoder):
     """Experts of every layer."""
     moe_router_topk: int
     """Experts that a token goes to."""
-    moe_ffn_hidden_size: int
-    """Width of one expert between its gate-and-up and down matrices; ffn_hidden_size says the same."""
+    ffn_hidden_size: int
+    """Width of one expert between its gate-and-up and down matrices; no layer has another MLP."""
     moe_router_bias_update_rate: float = 0.001
     """What the bias of an expert's choice goes up or down by after every step; not part of `config.json`."""
     moe_aux_loss_coeff: float = 0.001
@@ -93,7 +87,7 @@ class MiniMaxM2Config(Decoder):
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
-        counts = ("num_query_groups", "kv_channels", "num_experts", "moe_router_topk", "moe_ffn_hidden_size")
+        counts = ("num_query_groups", "kv_channels", "num_experts", "moe_router_topk")
         return [
             *wrong_counts(self.LABEL, self, *counts),
             *wrong_rates(self.LABEL, self, "moe_router_bias_update_rate", "moe_aux_loss_coeff"),
@@ -103,13 +97,7 @@ class MiniMaxM2Config(Decoder):
     def own_contradictions(self) -> list[str]:
         """Values that do not go together."""
         label = self.LABEL
-        problems = wrong_groups(label, self) + wrong_experts(label, self) + wrong_rotation(label, self)
-        if self.ffn_hidden_size != self.moe_ffn_hidden_size:
-            problems.append(
-                f"{label}: ffn_hidden_size={self.ffn_hidden_size!r} must equal moe_ffn_hidden_size="
-                f"{self.moe_ffn_hidden_size!r}: there is no MLP but the experts."
-            )
-        return problems
+        return wrong_groups(label, self) + wrong_experts(label, self) + wrong_rotation(label, self)
 
     @classmethod
     def own_values(cls, hf: Mapping[str, Any], rope: Rope) -> tuple[dict[str, Any], list[str]]:
@@ -126,8 +114,7 @@ class MiniMaxM2Config(Decoder):
                 f"config.json: attn_type_list={hf['attn_type_list']!r} is not supported, only 1 for every layer: "
                 "softmax attention."
             )
-        width = hf.get("intermediate_size") or 0
-        values: dict[str, Any] = {"rotary_percent": share, "kv_channels": head, "ffn_hidden_size": width}
+        values: dict[str, Any] = {"rotary_percent": share, "kv_channels": head}
         return values | ({"rotary_base": ROTARY_BASE} if rope.base is None else {}), problems
 
     def own_keys(self) -> dict[str, Any]:
@@ -155,7 +142,7 @@ class MiniMaxM2Config(Decoder):
             "experts": ExpertGeometry(
                 num_experts=self.num_experts,
                 topk=self.moe_router_topk,
-                ffn_hidden_size=self.moe_ffn_hidden_size,
+                ffn_hidden_size=self.ffn_hidden_size,
                 score_function="sigmoid",
                 expert_bias=True,
                 bias_update_rate=self.moe_router_bias_update_rate,
