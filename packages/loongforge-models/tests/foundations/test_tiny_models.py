@@ -168,7 +168,7 @@ def check_shape(rule: Any, name: str, shape: tuple[int, ...], config: Any) -> No
     elif isinstance(rule, FuseGateUp):
         widths = {config.ffn_hidden_size}
         if ".experts." in name:
-            widths = {config.moe_ffn_hidden_size}
+            widths = {config.geometry().experts.ffn_hidden_size}
         elif "shared_expert" in name:
             widths = {config.moe_shared_expert_intermediate_size}
         assert {shape[0]} == widths, name
