@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from loongforge.ckpt.convert.command import command as convert
 from loongforge.ckpt.verify.command import command as verify
-from loongforge.ckpt.verify.difference import Side, differences
+from loongforge.ckpt.verify.difference import Difference, Side, differences
 from loongforge.core.errors import CheckpointError, ConfigError
 
 MEASURED = 3e-6
@@ -71,6 +71,31 @@ def test_verify_says_which_tensor_differs() -> None:
     assert differences(blind, right)[0].worst == float("inf")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_verify_exits_with_1_above_the_tolerance(
+    as_json: bool, make_hf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Difference(name="logits", worst=3e-5, absolute=1e-4), Difference(name="loss", worst=0.0, absolute=0.0)]
+    monkeypatch.setattr("loongforge.ckpt.verify.command.compare", lambda config, directory: found)
+    words = [str(make_hf(False)), *(["--json"] if as_json else [])]
+    assert verify([*words, "--tolerance", "1e-4"]) == 0
+    assert verify([*words, "--tolerance=1e-5"]) == 1
+    said = capsys.readouterr().out
+    assert ('"passed": false' if as_json else "DIFFERENT: worst 3.00e-05 (logits)") in said
+
+
+def test_a_file_is_no_place_for_a_checkpoint(make_hf: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file: is not an empty directory"):
+        convert([str(make_hf(False)), str(tmp_path / "file")])
+
+
+@pytest.mark.parametrize("command", [convert, verify])
+def test_help_has_examples(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["--help"]) == 0
+    assert "\nexamples:\n" in capsys.readouterr().out
+
+
 def test_convert_there_and_back_bitwise(make_hf: Callable[..., Path], tmp_path: Path) -> None:
     source = make_hf(True, torch.bfloat16)
     done = run("convert", str(source), str(tmp_path / "run"))
@@ -86,7 +111,7 @@ def test_convert_there_and_back_bitwise(make_hf: Callable[..., Path], tmp_path: 
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
     done = run("convert", str(source), str(tmp_path / "run"))
     assert done.returncode == CheckpointError.exit_code
-    assert "is not empty. Choose a new directory" in done.stderr
+    assert "is not an empty directory. Choose a new one" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from loongforge.core import plugins
 from loongforge.core.config.run import DataConfig
 from loongforge.core.data import open as opening
+from loongforge.core.data.source import source_of
 from loongforge.core.data.contract import Clip, Placed, PlacedItem, Sample, SourceRequest, VisualItem
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.data.mock import MockSource, open_mock
@@ -232,13 +233,13 @@ def test_the_source_follows_the_model(
     encoder: bool, phase: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered(monkeypatch)
-    assert opening._source(plan(encoder=encoder, phase=phase)).name == expected
+    assert source_of(plan(encoder=encoder, phase=phase).config).name == expected
 
 
 def test_a_missing_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "usable", lambda kind: [])
     with pytest.raises(DataError, match=r"vision-language data for 'sft': pip install 'loongforge-data\[vision\]'"):
-        opening._source(plan(encoder=True))
+        source_of(plan(encoder=True).config)
 
 
 def test_the_processor_is_the_compositions_with_the_runs_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,12 +92,28 @@ def test_one_worker_stays_in_this_process():
         assert json.loads(out)["total"] == 1
 
 
-def test_a_foreign_launchers_variables_are_obeyed():
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_foreign_launchers_variables_are_obeyed(nproc: int):
+    """torchrun's; and those of a PyTorchJob whose container has one worker, which has no LOCAL_RANK."""
     variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with started("add_up", variables=variables) as process:
+    with started("add_up", nproc=nproc, variables=variables | ({"LOCAL_RANK": "0"} if nproc > 1 else {})) as process:
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
         assert json.loads(out)["pid"] == process.pid
+
+
+def test_containers_of_a_pytorchjob_start_several_workers_each():
+    """RANK counts containers there, and the job's two have two workers each."""
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with (
+        started("add_up", variables=meeting | {"RANK": "0"}) as first,
+        started("add_up", variables=meeting | {"RANK": "1"}) as second,
+    ):
+        told = [process.communicate(timeout=100) for process in (first, second)]
+    facts = sorted((json.loads(line) for out, _ in told for line in out.splitlines()), key=lambda one: one["rank"])
+    assert [(one["rank"], one["local"], one["world"], one["total"]) for one in facts] == [
+        (rank, rank % 2, 4, 10) for rank in range(4)
+    ], told
 
 
 def test_two_nodes_meet_at_the_rendezvous():

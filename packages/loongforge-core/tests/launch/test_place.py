@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from loongforge.core import env
+from loongforge.core.cli.launch import world_size
+from loongforge.core.config.run import LaunchConfig
 from loongforge.core.errors import ConfigError
 
 SLURM = {
@@ -41,6 +43,41 @@ def test_a_batch_script_is_not_a_worker(monkeypatch: pytest.MonkeyPatch):
     for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, SLURM[name])
     assert env.worker() is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, env.Container(rank=1, count=2, workers=None)),
+        (
+            {"RANK": "1", "WORLD_SIZE": "16", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"},
+            env.Container(rank=1, count=2, workers=8),
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "PET_NNODES": "1:4", "PET_NPROC_PER_NODE": "auto"},
+            env.Container(rank=0, count=2, workers=None),
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, None),
+        ({}, None),
+    ],
+    ids=["plain", "nprocPerNode", "open", "torchrun", "nothing"],
+)
+def test_a_pytorchjob_numbers_containers(
+    variables: dict[str, str], place: env.Container | None, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert env.container() == place
+
+
+def test_the_world_of_a_job_counts_the_workers_of_every_container(monkeypatch: pytest.MonkeyPatch):
+    assert world_size(LaunchConfig(nnodes=3), 2) == 6
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert world_size(LaunchConfig(), 8) == 16
+    assert world_size(LaunchConfig(), 1) == 2
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert world_size(LaunchConfig(), 8) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from loongforge.core.cli import plan, train
 from loongforge.core.config import resolve
-from loongforge.core.errors import ConfigError, PlanError
+from loongforge.core.errors import ConfigError, DataError, PlanError
 
 
 @pytest.fixture
@@ -99,6 +99,12 @@ def test_train_checks_the_plan_before_it_launches(resolved: Any):
         train.command([])
 
 
+def test_train_asks_for_data_before_it_launches(resolved: Any):
+    resolved()
+    with pytest.raises(DataError, match="no data: give --data-path FILE"):
+        train.command([])
+
+
 @pytest.mark.parametrize(("command", "says"), [(plan, "--device-memory"), (train, "--tensor-model-parallel-size")])
 def test_help(command: Any, says: str, capsys: pytest.CaptureFixture[str]):
     with contextlib.suppress(SystemExit):  # argparse leaves this way
@@ -113,9 +119,14 @@ import sys
 import plan_tiny
 from loongforge.core.cli import plan, train
 from loongforge.core.config import resolve
+from loongforge.core.errors import DataError
 resolve.resolve = lambda argv: plan_tiny.run()
 plan.command(["--world", "2"])
 train.command(["--dry-run"])
+try:
+    train.command([])
+except DataError:
+    pass
 print(sorted({"torch", "megatron", "transformers"} & set(sys.modules)))
 """
 

@@ -15,12 +15,14 @@ VARIABLES = {
     "LOONGFORGE_PLATFORM": "Device platform: `cpu`, `cuda`, `auto` or a registered one (default auto).",
     "LOONGFORGE_PLUGINS": "Comma-separated distributions whose plugins are used; a leading `-` switches one off.",
     "_LOONGFORGE_COMPLETE": "Set by the shell while it completes a command line.",
-    "RANK": "Global rank, set by torchrun or a Kubernetes PyTorchJob.",
+    "RANK": "Global rank, set by torchrun; without LOCAL_RANK the number of a Kubernetes PyTorchJob's container.",
     "WORLD_SIZE": "Number of processes of the job.",
     "LOCAL_RANK": "Rank on this node.",
     "LOCAL_WORLD_SIZE": "Processes on this node.",
     "MASTER_ADDR": "Host of rank 0.",
     "MASTER_PORT": "Port of rank 0.",
+    "PET_NNODES": "Containers of a PyTorchJob; WORLD_SIZE when it is absent or a range.",
+    "PET_NPROC_PER_NODE": "Workers of each container of a PyTorchJob, when it is a number.",
     "SLURM_PROCID": "Global rank under srun.",
     "SLURM_LOCALID": "Rank on this node under srun.",
     "SLURM_STEP_NUM_TASKS": "Number of processes of the srun step; absent in the batch script itself.",
@@ -85,6 +87,33 @@ def worker() -> Worker | None:
             launcher="slurm",
         )
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container's place in a Kubernetes PyTorchJob."""
+
+    rank: int
+    count: int
+    workers: int | None
+    """Workers of each container, None where the job leaves it open."""
+
+
+def container() -> Container | None:
+    """The place of this container in a PyTorchJob, which numbers containers; None under a launcher that numbers workers.
+
+    A PyTorchJob sets RANK and WORLD_SIZE as torchrun does, and no LOCAL_RANK (training-operator, setPodEnv).
+    """
+    get = os.environ.get
+    rank, size = get("RANK"), get("WORLD_SIZE")
+    if rank is None or size is None or get("LOCAL_RANK") is not None:
+        return None
+    nodes, each = get("PET_NNODES", ""), get("PET_NPROC_PER_NODE", "")
+    return Container(
+        rank=int(rank),
+        count=int(nodes) if nodes.isdigit() else int(size),
+        workers=int(each) if each.isdigit() else None,
+    )
 
 
 def rendezvous() -> tuple[str, int]:

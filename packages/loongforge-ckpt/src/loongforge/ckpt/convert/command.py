@@ -19,6 +19,12 @@ SRC a run directory or one of its checkpoints: writes the Hugging Face directory
 
 Numbers are copied, never rounded, unless --bf16 or --fp32 says otherwise. One process holds the whole model in host
 memory; --tensor-model-parallel-size and --pipeline-model-parallel-size spread it over as many.
+
+examples:
+  loongforge convert Qwen3-0.6B runs/start
+  loongforge convert Qwen3-32B runs/start --tensor-model-parallel-size 4
+  loongforge convert runs/first Qwen3-trained
+  loongforge convert runs/first/checkpoints/step_00000040 Qwen3-trained
 """
 
 
@@ -54,8 +60,8 @@ def _import(source: Path, target: Path, rest: list[str]) -> None:
     from loongforge.ckpt.convert.work import to_checkpoint
     from loongforge.ckpt.workers import run_workers
 
-    if target.exists() and any(target.iterdir()):
-        raise CheckpointError(f"{target}: is not empty. Choose a new directory for the checkpoint.")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise CheckpointError(f"{target}: is not an empty directory. Choose a new one for the checkpoint.")
     config = _resolve(source, _source_precision(source), rest)
     if config.parallel.use_distributed_optimizer:
         raise ConfigError("convert: there is no optimizer to distribute; leave out --use-distributed-optimizer.")

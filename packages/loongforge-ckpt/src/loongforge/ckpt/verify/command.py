@@ -28,6 +28,10 @@ logits, loss and the gradient of every tensor. Exit code 0 when all are within t
   --json          print one JSON object
   layout flags    as for train: --tensor-model-parallel-size, --pipeline-model-parallel-size, --context-parallel-size,
                   --sequence-parallel, --nproc-per-node, --seq-length, --micro-batch-size, --global-batch-size, --seed
+
+examples:
+  loongforge verify Qwen3-0.6B
+  loongforge verify Qwen3-0.6B --tensor-model-parallel-size 2 --sequence-parallel --json
 """
 
 

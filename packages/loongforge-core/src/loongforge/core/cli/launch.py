@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -58,10 +58,13 @@ class Ending:
 def launch(config: RunConfig, entry: Entry, *, nproc: int, preload: Callable[[], None] | None) -> int:
     """Run `entry(config)` in every worker and return the exit code of the run: 0, or 75 after a preemption.
 
-    In this process when a launcher has set its variables or when there is one worker; otherwise in `nproc` new
-    processes on this node: forked after one call of `preload` here, or spawned when it is None.
+    In this process when a launcher has set its variables or when there is one worker; otherwise, and in the container
+    of a PyTorchJob that has several, in `nproc` new processes on this node: forked after one call of `preload` here, or
+    spawned when it is None.
     Raises the `ForgeError` of this process, or `WorkerError` with the first error of the workers.
     """
+    if nproc > 1 and (container := env.container()):
+        return _run_workers(_in_container(config, container), entry, nproc, preload)
     if worker := env.worker():
         env.export(worker, *env.rendezvous())
         return _run_here(entry, config)
@@ -70,6 +73,22 @@ def launch(config: RunConfig, entry: Entry, *, nproc: int, preload: Callable[[],
         env.export(alone, "127.0.0.1", _free_port())
         return _run_here(entry, config)
     return _run_workers(config, entry, nproc, preload)
+
+
+def world_size(launch: LaunchConfig, nproc: int) -> int:
+    """Workers of the whole job when `nproc` run on this node."""
+    if nproc > 1 and (container := env.container()):
+        return nproc * container.count
+    worker = env.worker()
+    return worker.world_size if worker else nproc * launch.nnodes
+
+
+def _in_container(config: RunConfig, container: env.Container) -> RunConfig:
+    host, port = env.rendezvous()
+    launch = replace(
+        config.launch, nnodes=container.count, node_rank=container.rank, rdzv_endpoint=f"{host}:{port}"
+    )
+    return replace(config, launch=launch)
 
 
 def _run_here(entry: Entry, config: RunConfig) -> int:

@@ -23,13 +23,13 @@ def command(argv: list[str]) -> int:
     dry = [word for word in argv if word in ("--dry-run", "--dry_run")]
     from loongforge.core.checkpoint.sources import sources
     from loongforge.core.checkpoint.start import find_start
+    from loongforge.core.cli.launch import world_size
     from loongforge.core.config import resolve
     from loongforge.core.plan import Plan
 
     config = resolve.resolve([word for word in argv if word not in dry])
     nproc = workers_here(config)
-    worker = env.worker()
-    world = worker.world_size if worker else nproc * config.launch.nnodes
+    world = world_size(config.launch, nproc)
     if dry:
         from loongforge.core.cli.plan import show
 
@@ -42,12 +42,14 @@ def command(argv: list[str]) -> int:
 
 
 def check_data_paths(config: RunConfig) -> None:
-    """Raise `DataError` for files that are not there, before anything slow is imported.
+    """Raise `DataError` where there are no data, or no such files, before anything slow is imported.
 
-    Only where a source of ours will read them: another wheel's source may mean something else by a path.
+    Files only where a source of ours will read them: another wheel's source may mean something else by a path.
     """
-    section = config.data
-    if section.source not in (None, "text", "chat", "vlm"):
+    from loongforge.core.data.source import source_of
+
+    section, source = config.data, source_of(config)
+    if source.name not in ("text", "chat", "vlm"):
         return
     absent: list[str] = []
     for flag, words in (("--data-path", section.data_path), ("--valid-data-path", section.valid_data_path)):
@@ -62,13 +64,14 @@ def check_data_paths(config: RunConfig) -> None:
 
 
 def workers_here(config: RunConfig) -> int:
-    """Workers of this node: as configured, or one per accelerator, or one on CPU.
+    """Workers of this node: as configured, or as a PyTorchJob says, or one per accelerator, or one on CPU.
 
     Raises `ConfigError` when more are asked for than the node has devices.
     """
     from loongforge.core.platform import choose
 
-    choice, asked = choose(config.platform), config.launch.nproc_per_node
+    choice, container = choose(config.platform), env.container()
+    asked = config.launch.nproc_per_node or (container.workers if container else None)
     if choice.spec.device == "cpu":
         return asked or 1
     devices = choice.platform().device_count()

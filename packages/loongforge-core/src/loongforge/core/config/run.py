@@ -87,7 +87,7 @@ class TrainConfig:
     grad_reduce_in_fp32: bool = True
     """Accumulate and reduce gradients in fp32 (megatron: --accumulate-allreduce-grads-in-fp32)."""
     eval_iters: int = 0
-    """Micro-batches x data parallel ranks of held-out data per evaluation; 0 turns evaluation off."""
+    """Global batches of held-out data per evaluation; 0 turns evaluation off."""
     eval_interval: int | None = None
     """Optimizer steps between evaluations; only at the end when unset."""
     exit_duration_in_mins: float | None = None
@@ -171,7 +171,7 @@ class DataConfig:
     source: str | None = None
     """Registered data source; chosen from the training phase when unset. `mock` makes random tokens."""
     data_cache_path: str | None = None
-    """Directory of tokenised files and index caches; beside the data when unset."""
+    """Directory of tokenised files and index caches; `<save>/data_cache` when unset, beside the data without --save."""
     packing: bool = True
     """Fine-tuning: put several conversations into one sequence, each attending to itself alone."""
     text_field: str = "text"
@@ -302,7 +302,8 @@ class WatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchConfig:
-    """How workers start; unused when torchrun, Slurm or a Kubernetes PyTorchJob has set their variables."""
+    """How workers start; torchrun, Slurm and a Kubernetes PyTorchJob say themselves how many nodes there are and which this
+    one is."""
 
     nproc_per_node: int | None = None
     """Workers on this node; one per accelerator, or 1 on CPU, when unset."""

@@ -13,6 +13,7 @@ from loongforge.core import plugins
 from loongforge.core.checkpoint.start import Start
 from loongforge.core.data.contract import SampleSource, SourceRequest, VisualProcessor
 from loongforge.core.data.loader import Loader, LoaderShape
+from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
@@ -66,7 +67,7 @@ class Data:
 def open_data(plan: Plan, world: World, start: Start) -> Data:
     """Open training data as far as this run will read, and held-out data when it evaluates. Every rank calls it."""
     train, section = plan.config.train, plan.config.data
-    source = _source(plan)
+    source = source_of(plan.config)
     needed = start.consumed_samples + max(0, plan.train_iters - start.step) * plan.global_batch_size
     opened = source.open()(_request(plan, world, "train", section.data_path, needed))
     valid = None
@@ -79,28 +80,6 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
         paths = section.valid_data_path or section.data_path
         valid = source.open()(_request(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
     return Data(plan=plan, world=world, train=opened, valid=valid)
-
-
-def _source(plan: Plan) -> plugins.SourceSpec:
-    section, phase = plan.config.data, plan.config.train.training_phase
-    modality = "text" if plan.config.model.image_encoder is None else "vision-language"
-    if section.source:
-        return plugins.load("data", section.source)
-    if not section.data_path:
-        raise DataError(
-            "no data: give --data-path FILE (.jsonl, .txt, a .bin/.idx prefix, or .tar shards with images), or "
-            "data.source=mock for random ones."
-        )
-    specs = [(plugin.name, plugin.spec) for plugin in plugins.usable("data")]
-    fitting = [name for name, spec in specs if phase in spec.phases and spec.modality == modality and name != "mock"]
-    if not fitting:
-        extra = "loongforge-data" if modality == "text" else "'loongforge-data[vision]'"
-        raise DataError(f"no registered source reads {modality} data for {phase!r}: pip install {extra}.")
-    if len(fitting) > 1:
-        raise DataError(
-            f"several sources read {modality} data for {phase!r}: {', '.join(fitting)}. Say which: data.source=NAME."
-        )
-    return plugins.load("data", fitting[0])
 
 
 def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:

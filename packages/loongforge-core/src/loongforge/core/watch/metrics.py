@@ -29,7 +29,7 @@ class StepReport:
     lr: float
     """Learning rate of this step."""
     tokens: int
-    """Input tokens of the global batch, without padding."""
+    """Positions of the global batch, padding included."""
     loss_tokens: int
     """Tokens of the global batch whose prediction counts."""
     consumed_samples: int
