@@ -97,3 +97,25 @@ def test_a_signal_to_the_whole_group_does_not_reach_the_writer(number: int, tied
 
     tied.train(tmp_path / "run", ["--async-save"], before=interrupt)
     assert RunDirectory(tmp_path / "run").steps() == [3, 6]
+
+
+def test_a_loss_that_is_not_finite_does_not_lose_the_checkpoint_before(tied: Any, tmp_path: Path) -> None:
+    """At this rate weights overflow within two updates; the third step stops while the state after them is written."""
+
+    def slow(_: Any) -> None:
+        from loongforge.core.checkpoint import write
+
+        real = write.Plan.write
+
+        def later(self: Any) -> Any:
+            time.sleep(1)
+            return real(self)
+
+        write.Plan.write = later
+
+    run = tmp_path / "run"
+    error = tied.refused(run, ["--async-save", "--save-interval", "1", "--lr", "1e30"], before=slow)
+    assert error.startswith("TrainingError: ")
+    assert "at step 3" in error
+    assert RunDirectory(run).steps() == [1, 2]
+    assert RunDirectory(run).latest() == RunDirectory(run).path(2)

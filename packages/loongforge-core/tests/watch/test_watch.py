@@ -65,9 +65,7 @@ def test_metrics_have_every_step_with_all_digits(tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[2]["loss"] == 1 / 3 + 1 / 3
     assert rows[0]["grad_norm"] == 0.30000000000000004
-    assert {"lr", "tokens", "loss_tokens", "seconds", "tokens_per_second", "consumed_samples", "skipped"} <= rows[
-        0
-    ].keys()
+    assert {"lr", "tokens", "loss_tokens", "seconds", "tokens_per_second", "consumed_samples"} <= rows[0].keys()
 
 
 def test_each_line_is_there_at_once(tmp_path):
@@ -113,11 +111,10 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 def test_not_finite_is_null(tmp_path):
     metrics = MetricsFile(tmp_path, 0)
-    metrics.write(report(1, grad_norm=math.inf, skipped=True))
+    metrics.write(report(1, grad_norm=math.inf))
     metrics.close()
     (row,) = (json.loads(text) for text in metrics.path.read_text().splitlines())
     assert row["grad_norm"] is None
-    assert row["skipped"] is True
 
 
 def test_detail_is_recorded_and_not_shown(tmp_path: Path):

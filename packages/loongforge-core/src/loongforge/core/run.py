@@ -66,10 +66,10 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
         notes += load_weights(plan, world, model, start)
         training = build_training(plan, world, model)
         notes += load_training(plan, world, training, start)
-        saver = Saver(plan, world, data.fingerprint())
         with (
             Watch(config, directory, world.is_main, plan.train_iters, start.step) as watch,
             data.loader(start.consumed_samples) as loader,
+            Saver(plan, world, data.fingerprint()) as saver,
         ):
             announce(watch, plan, choice, model, data, [str(start), *notes])
             if start.step >= plan.train_iters:
@@ -95,7 +95,6 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                         data_wait_seconds=loader.waited - waited,
                         tokens_per_second=plan.tokens_per_step / seconds,
                         peak_memory_bytes=platform.memory().peak,
-                        skipped=False,
                         detail=result.detail,
                         extra={**result.extra, **held_out_loss(plan, world, training, data, step + 1)},
                     )
@@ -108,7 +107,6 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                 if stopping and not last:
                     saver.finish()
                     _leave(watch, config, step + 1)
-            saver.finish()
 
 
 def _export(plan: Plan, world: World, training: Training, watch: Watch) -> None:

@@ -7,14 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch.distributed as dist
 
 from loongforge.core.checkpoint import write
 from loongforge.core.checkpoint.directory import Manifest, RunDirectory
 from loongforge.core.checkpoint.state import layout_facts, random_object, training_state
-from loongforge.core.errors import CheckpointError
+from loongforge.core.errors import CheckpointError, TrainingError
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
 from loongforge.core.step.optimizer import Training
@@ -42,7 +43,7 @@ class Saver:
     """Saves training state below the run's directory. Collective: every rank calls every method.
 
     Every failure is a `CheckpointError` on all ranks, names the rank it happened on, and leaves earlier checkpoints
-    alone.
+    alone. As a context manager it completes a background save at the end.
     """
 
     def __init__(self, plan: Plan, world: World, fingerprint: Mapping[str, str]) -> None:
@@ -50,6 +51,16 @@ class Saver:
         section = plan.config.checkpoint
         self.directory = RunDirectory(Path(section.save)) if section.save else None
         self._pending: _Pending | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # All ranks raise a TrainingError together; any other error may be one rank's own, and the rest would wait.
+        if error is None or isinstance(error, TrainingError):
+            self.finish()
 
     def save(self, training: Training, step: int, consumed_samples: int) -> None:
         """Save now, or start saving behind the training; a background save that still runs is completed first."""

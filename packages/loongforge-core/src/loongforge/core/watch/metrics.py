@@ -42,8 +42,6 @@ class StepReport:
     """`tokens` by `seconds`."""
     peak_memory_bytes: int
     """Most memory this process held on its device so far."""
-    skipped: bool = False
-    """The optimizer left the parameters alone."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """More numbers by name, for example the held-out loss."""
     detail: Mapping[str, float] = field(default_factory=dict)

@@ -33,8 +33,6 @@ def line(report: StepReport, total_steps: int, seconds_per_step: float) -> str:
         f"ETA {left}",
     ]
     parts += [f"{name} {value:.4f}" for name, value in report.extra.items()]
-    if report.skipped:
-        parts.append("skipped")
     return " | ".join(parts)
 
 
