@@ -83,12 +83,14 @@ def test_later_wins_and_a_beaten_yaml_value_is_said_once(tmp_path: Path) -> None
     assert notes == [
         "note: --hidden-size 96 beats model.foundation.hidden_size: 64 of the YAML file.",
         "note: --num-layers 9 beats model.foundation.num_layers: 8 of the YAML file.",
+        "note: model.foundation.num_layers=10 beats --num-layers 9.",
     ]
 
 
 def test_an_equal_value_is_not_worth_a_note(tmp_path: Path) -> None:
     text = "defaults:\n- models/acme@model.foundation: acme_2b\noptimizer:\n  lr: 1e-4\n"
     assert quiet("--config-file", yaml_file(tmp_path, text), "--lr", "0.0001").optimizer.lr == 1e-4
+    assert quiet("--model-name", "acme-2b", "--lr", "0.0001", "optimizer.lr=1e-4").optimizer.lr == 1e-4
 
 
 @pytest.mark.parametrize("mark", ["", "+", "++"])

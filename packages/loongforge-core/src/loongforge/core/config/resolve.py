@@ -44,10 +44,13 @@ def resolve(argv: Sequence[str], note: Callable[[str], None] = say) -> RunConfig
         content = _merged(composed, checkpoint, parts)
     except ConfigError as error:
         raise ConfigError(*arguments.problems, *error.problems) from error
+    overridden = _overridden(arguments, content)
     _settle_layout(content, arguments, note)
     origins = {given.path: given.flag for given in arguments.given.values()}
     run = typed.build(content, origins, arguments.problems)
     _tell_beaten(arguments, composed.yaml_only, note)
+    for sentence in overridden:
+        note(sentence)
     _tell_differences(run, checkpoint, parts, note)
     return run
 
@@ -160,6 +163,16 @@ def _tell_beaten(arguments: Arguments, from_yaml: Mapping[str, Any], note: Calla
         before = _at(from_yaml, given.path)
         if before is not None and not _same(before, given.value):
             note(f"note: {given.flag} {_shown(given.value)} beats {given.path}: {_shown(before)} of the YAML file.")
+
+
+def _overridden(arguments: Arguments, content: Mapping[str, Any]) -> list[str]:
+    """Flags that an override of the same field beats."""
+    beaten = [(override, arguments.given.get(override.key)) for override in arguments.overrides]
+    return [
+        f"note: {override.text} beats {given.flag} {_shown(given.value)}."
+        for override, given in beaten
+        if given is not None and not _same(given.value, _at(content, given.path))
+    ]
 
 
 def _tell_differences(
