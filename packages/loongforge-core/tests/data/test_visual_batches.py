@@ -16,10 +16,10 @@ import torch
 from loongforge.core import plugins
 from loongforge.core.config.run import DataConfig
 from loongforge.core.data import open as opening
-from loongforge.core.data.source import source_of
 from loongforge.core.data.contract import Clip, Placed, PlacedItem, Sample, SourceRequest, VisualItem
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.data.mock import MockSource, open_mock
+from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
 
 SEQ = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from loongforge.core import env
@@ -99,3 +101,10 @@ def test_a_rank_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MASTER_ADDR", "node0")
     with pytest.raises(ConfigError, match="rank but not MASTER_PORT: set it to the host or port of rank 0"):
         env.rendezvous()
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")])
+def test_deterministic_runs_tell_cublas(before: dict[str, str], after: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", dict(before))
+    env.repeat_cublas()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after

@@ -100,7 +100,7 @@ class Container:
 
 
 def container() -> Container | None:
-    """The place of this container in a PyTorchJob, which numbers containers; None under a launcher that numbers workers.
+    """The place of this container in a PyTorchJob, which numbers containers; None where workers are numbered.
 
     A PyTorchJob sets RANK and WORLD_SIZE as torchrun does, and no LOCAL_RANK (training-operator, setPodEnv).
     """
@@ -136,6 +136,14 @@ def first_host(nodes: str) -> str:
     """The first host of a Slurm node list: `gpu[03-07,9],login` gives `gpu03`; empty for an empty list."""
     head = re.split(r",(?![^\[]*\])", nodes.strip())[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head)
+
+
+def repeat_cublas() -> None:
+    """Let cuBLAS give the same bits every time; torch demands it on CUDA where only deterministic algorithms may run.
+
+    cuBLAS reads the variable at its first product. A value that is set already stays.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def export(worker: Worker, master_addr: str, master_port: int) -> None:

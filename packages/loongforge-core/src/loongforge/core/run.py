@@ -127,6 +127,8 @@ def seed_host(config: RunConfig) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if config.train.deterministic:
+        env.repeat_cublas()
     torch.use_deterministic_algorithms(config.train.deterministic)
 
 

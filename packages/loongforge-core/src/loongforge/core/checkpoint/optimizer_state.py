@@ -134,20 +134,19 @@ def _group_name(group: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _prime(optimizer: Any) -> None:
-    """Give torch AdamW the state it makes at its first step.
+    """Give AdamW the state it makes at its first step.
 
     Why: megatron-core lists the optimizer's state to know what to load, and asserts when there is none.
     Upstream: optimizer/distrib_optimizer.py sharded_param_state. Remove when: loading works on a fresh torch optimizer.
     """
     for inner in inner_optimizers(optimizer):
+        # TransformerEngine's FusedAdam counts in its groups: a `step` of a parameter would be asked of the checkpoint.
+        counts = isinstance(inner, torch.optim.AdamW)
         for group in inner.param_groups:
             for parameter in group["params"]:
                 if not inner.state[parameter]:
-                    inner.state[parameter] = {
-                        "step": torch.tensor(0.0),
-                        "exp_avg": torch.zeros_like(parameter.data),
-                        "exp_avg_sq": torch.zeros_like(parameter.data),
-                    }
+                    moments = {name: torch.zeros_like(parameter.data) for name in ("exp_avg", "exp_avg_sq")}
+                    inner.state[parameter] = {"step": torch.tensor(0.0), **moments} if counts else moments
 
 
 def _separate_steps(inners: list[Any]) -> None:

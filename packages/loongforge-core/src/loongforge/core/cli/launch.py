@@ -85,9 +85,7 @@ def world_size(launch: LaunchConfig, nproc: int) -> int:
 
 def _in_container(config: RunConfig, container: env.Container) -> RunConfig:
     host, port = env.rendezvous()
-    launch = replace(
-        config.launch, nnodes=container.count, node_rank=container.rank, rdzv_endpoint=f"{host}:{port}"
-    )
+    launch = replace(config.launch, nnodes=container.count, node_rank=container.rank, rdzv_endpoint=f"{host}:{port}")
     return replace(config, launch=launch)
 
 

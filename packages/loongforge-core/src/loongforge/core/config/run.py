@@ -302,8 +302,7 @@ class WatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchConfig:
-    """How workers start; torchrun, Slurm and a Kubernetes PyTorchJob say themselves how many nodes there are and which this
-    one is."""
+    """How workers start; a launcher's own variables (torchrun, Slurm, a PyTorchJob's nodes) win over these."""
 
     nproc_per_node: int | None = None
     """Workers on this node; one per accelerator, or 1 on CPU, when unset."""
