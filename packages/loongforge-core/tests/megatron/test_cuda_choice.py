@@ -1,0 +1,50 @@
+"""What a run on CUDA would be made of, as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def cuda(tiny: Any) -> Any:
+    import torch
+
+    from loongforge.core.platform.cuda import CudaPlatform
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    return CudaPlatform()
+
+
+def test_a_device_node_without_a_gpu_is_one_sentence(cuda: Any) -> None:
+    from loongforge.core.errors import PlatformError
+
+    with pytest.raises(PlatformError, match=r"a device node is here, but torch sees no GPU .*LOONGFORGE_PLATFORM=cpu"):
+        cuda.device(0)
+
+
+def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any) -> None:
+    import torch
+
+    from loongforge.core.megatron.layers import RowLinear
+    from loongforge.core.megatron.specs import layers_for
+
+    assert cuda.capabilities() == frozenset()
+    layers = layers_for(cuda, torch.bfloat16)
+    assert (layers.name, layers.reason) == ("torch", "transformer-engine is not installed")
+    assert layers.row_linear is RowLinear
+    assert layers.linear_cross_entropy is None
+    assert layers.core_attention.keywords == {"causal_attention": None}  # torch's own, which has fused kernels there
+    assert layers.uneven_gather
+    assert [line.split(":")[0] for line in layers.ops] == ["rms_norm", "swiglu"]
+
+
+def test_cuda_is_used_as_it_is(cuda: Any) -> None:
+    """No substitution, no fork of a process that may have touched the device."""
+    from loongforge.core.platform.contract import Platform
+
+    assert type(cuda).activate is Platform.activate
+    assert type(cuda).after_import is Platform.after_import
+    assert (cuda.backend, cuda.device_type, cuda.fork_safe) == ("nccl", "cuda", False)
