@@ -72,3 +72,13 @@ def test_plain_and_distributed_optimizer_state_do_not_mix(tied: Any, whole: Path
     assert "drop --use-distributed-optimizer, or start its moments anew with --no-load-optim" in error
     said = tied.train(run, ["--use-distributed-optimizer", "--no-load-optim", "--load", str(run)], 2)
     assert "The optimizer state was not loaded" in said
+
+
+def test_the_optimizer_state_of_another_precision_is_refused(tied: Any, whole: Path, tmp_path: Path) -> None:
+    """fp32 state has no master weights for bf16; the other way round the run would go on from the rounded weights."""
+    run = tied.back(whole, tmp_path / "run")
+    error = tied.refused(run, ["--bf16"])
+    assert "was trained in fp32 and this run is bf16" in error
+    assert "use --fp32, or take the weights alone with --finetune" in error
+    said = tied.train(run, ["--bf16", "--no-load-optim", "--load", str(run)])
+    assert "The optimizer state was not loaded" in said

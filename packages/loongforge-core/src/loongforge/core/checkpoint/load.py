@@ -124,6 +124,12 @@ def _same_kind_of_optimizer(plan: Plan, start: Start) -> None:
             f"{start.checkpoint} was saved by an earlier version, whose optimizer state has another form: start its "
             "moments anew with --no-load-optim."
         )
+    if manifest.precision != (asked := plan.config.train.precision):
+        raise CheckpointError(
+            f"{start.checkpoint} was trained in {manifest.precision} and this run is {asked}, whose optimizer holds "
+            f"other numbers: use --{manifest.precision}, or take the weights alone with --finetune and another --save, "
+            f"or start the moments anew with --no-load-optim --load {start.checkpoint}."
+        )
     now = plan.config.parallel.use_distributed_optimizer
     if manifest.distributed_optimizer != now:
         flag = "drop --use-distributed-optimizer" if now else "add --use-distributed-optimizer"
