@@ -33,7 +33,10 @@ def run_workers(config: RunConfig, entry: Entry, verb: str) -> None:
     from loongforge.core.platform.choose import choose
 
     if env.worker() is not None or config.launch.nnodes > 1:
-        raise ConfigError(f"loongforge {verb} starts its own workers on one node: run it without torchrun or srun.")
+        raise ConfigError(
+            f"loongforge {verb} starts its own workers on one node: run it without torchrun or srun, and in a "
+            "container of a PyTorchJob without RANK and WORLD_SIZE."
+        )
     platform = choose().platform()
     launch(
         config,
