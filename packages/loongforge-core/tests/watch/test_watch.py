@@ -16,9 +16,9 @@ import pytest
 
 from loongforge.core import plugins
 from loongforge.core.config.run import ComponentConfig, ModelConfig, RunConfig, WatchConfig
-from loongforge.core.errors import CheckpointError, ConfigError, DataError, PluginError
+from loongforge.core.errors import CheckpointError, ConfigError, PluginError
+from loongforge.core.quickstart.curve import draw_curves
 from loongforge.core.watch import StepReport, Watch, read_metrics, trackers
-from loongforge.core.watch.curve import draw_curve
 from loongforge.core.watch.metrics import MetricsFile
 from loongforge.core.watch.progress import BARS, line, sparkline
 
@@ -298,16 +298,13 @@ def test_a_profile_needs_a_place():
 def test_the_curve_is_a_picture(tmp_path):
     with Watch(config(), tmp_path, True, 3, 0, io.StringIO()) as watch:
         for step in range(1, 4):
-            watch.step(report(step, extra={"held_out_loss": 2.0} if step == 3 else {}))
-    draw_curve(tmp_path / "metrics.jsonl", tmp_path / "plots" / "loss.png")
+            watch.step(report(step, extra={"valid_loss": 2.0} if step == 3 else {}))
+    draw_curves({"training": tmp_path / "metrics.jsonl"}, 1.5, tmp_path / "loss.png")
     from matplotlib.image import imread
 
-    pixels = imread(tmp_path / "plots" / "loss.png")
-    assert pixels.shape[:2] == (540, 960)
+    pixels = imread(tmp_path / "loss.png")
+    assert pixels.shape[:2] == (540, 600)
     assert pixels.std() > 0.05
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(DataError, match="holds no steps yet"):
-        draw_curve(tmp_path / "empty.jsonl", tmp_path / "no.png")
 
 
 def test_watching_imports_no_torch():
@@ -315,5 +312,5 @@ def test_watching_imports_no_torch():
         script = f"{code}\nimport sys; print(' '.join(sys.modules))"
         return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
 
-    assert "torch" not in loaded("from loongforge.core.watch import Watch, curve, spec")
+    assert "torch" not in loaded("from loongforge.core.watch import Watch, spec")
     assert "torch" in loaded("import torch")  # the check can fail
