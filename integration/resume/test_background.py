@@ -95,8 +95,10 @@ def test_a_signal_to_the_whole_group_does_not_reach_the_writer(number: int, tied
 
         write.Plan.write = write_and_signal
 
-    tied.train(tmp_path / "run", ["--async-save"], before=interrupt)
-    assert RunDirectory(tmp_path / "run").steps() == [3, 6]
+    said = tied.train(tmp_path / "run", ["--async-save"], before=interrupt)
+    run = RunDirectory(tmp_path / "run")
+    assert run.steps() == [3, 6]
+    assert all(f"Checkpoint: {run.path(step)}\n" in said for step in (3, 6))
 
 
 def test_a_loss_that_is_not_finite_does_not_lose_the_checkpoint_before(tied: Any, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
         with (
             Watch(config, directory, world.is_main, plan.train_iters, start.step) as watch,
             data.loader(start.consumed_samples) as loader,
-            Saver(plan, world, data.fingerprint()) as saver,
+            Saver(plan, world, data.fingerprint(), watch.note) as saver,
         ):
             announce(watch, plan, choice, model, data, [str(start), *notes])
             if start.step >= plan.train_iters:

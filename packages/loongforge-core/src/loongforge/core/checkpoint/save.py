@@ -43,11 +43,13 @@ class Saver:
     """Saves training state below the run's directory. Collective: every rank calls every method.
 
     Every failure is a `CheckpointError` on all ranks, names the rank it happened on, and leaves earlier checkpoints
-    alone. As a context manager it completes a background save at the end.
+    alone. As a context manager it completes a background save at the end. `say` hears of every complete checkpoint.
     """
 
-    def __init__(self, plan: Plan, world: World, fingerprint: Mapping[str, str]) -> None:
-        self.plan, self.world, self.fingerprint = plan, world, fingerprint
+    def __init__(
+        self, plan: Plan, world: World, fingerprint: Mapping[str, str], say: Callable[[str], object] = lambda text: None
+    ) -> None:
+        self.plan, self.world, self.fingerprint, self.say = plan, world, fingerprint, say
         section = plan.config.checkpoint
         self.directory = RunDirectory(Path(section.save)) if section.save else None
         self._pending: _Pending | None = None
@@ -102,6 +104,7 @@ class Saver:
                 directory.publish(manifest, keep)
 
         self._together("finish", finish)
+        self.say(f"Checkpoint: {directory.path(manifest.step)}")
 
     def _to_main(self, results: list[Any]) -> list[list[Any]]:
         """Every rank's results on rank 0, nothing elsewhere."""
