@@ -17,6 +17,7 @@ from loongforge.core.config.run import (
     TrainConfig,
 )
 from loongforge.core.model.geometry import (
+    DeltaGeometry,
     EncoderGeometry,
     ExpertGeometry,
     LatentGeometry,
@@ -46,6 +47,13 @@ LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
+}
+DELTA: dict[str, Any] = {
+    "layers": (0, 1, 2, 4, 5, 6),
+    "num_key_heads": 4,
+    "num_value_heads": 8,
+    "key_head_dim": 12,
+    "value_head_dim": 20,
 }
 AS_LATENT: dict[str, Any] = {"num_query_groups": 8, "kv_channels": 24, "qk_layernorm": False}
 ENCODER: dict[str, Any] = {
@@ -83,6 +91,8 @@ class Shape:
             sizes["experts"] = ExpertGeometry(**experts)
         if latent := sizes.get("latent"):
             sizes = AS_LATENT | sizes | AS_LATENT | {"latent": LatentGeometry(**latent)}
+        if delta := sizes.get("delta"):
+            sizes["delta"] = DeltaGeometry(**delta)
         return TransformerGeometry(**sizes)
 
 

@@ -246,6 +246,33 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
         "parallel.tensor_model_parallel_size=3 does not divide num_attention_heads=8: use [1, 2, 4, 8].",
     ),
     (
+        2,
+        {TP: 2, "delta": tiny.DELTA},
+        "a gated delta rule with tensor_model_parallel_size=2 needs sequence_parallel, by which the gradient of its head "
+        "norm is summed over ranks: turn it on.",
+    ),
+    (
+        2,
+        {CP: 2, "delta": tiny.DELTA},
+        "parallel.context_parallel_size=2 splits sequences, which the gated delta rule reads as one recurrence: set it "
+        "to 1 and use tensor or pipeline parallelism instead.",
+    ),
+    (
+        8,
+        {TP: 8, "sequence_parallel": True, "delta": tiny.DELTA},
+        "parallel.tensor_model_parallel_size=8 does not divide the 4 key heads of the gated delta rule: use [1, 2, 4].",
+    ),
+    (
+        1,
+        {"delta": tiny.DELTA | {"num_value_heads": 6}},
+        "model.foundation: num_value_heads=6 is not a multiple of num_key_heads=4: correct one of the two.",
+    ),
+    (
+        1,
+        {"delta": tiny.DELTA | {"layers": (0, 8)}},
+        "model.foundation: delta layers [8] are none of the 8 layers, which are numbered from 0: correct them.",
+    ),
+    (
         1,
         {
             "recompute_granularity": "selective",
