@@ -207,7 +207,8 @@ def global_norm(plan: Plan, world: World, training: Training) -> float:
         return norms[0]
     # A rank knows the norms of the components it holds; each is equal wherever it is known.
     known = torch.tensor([norm**2 for norm in norms], dtype=torch.float64, device=world.device)
-    dist.all_reduce(known.nan_to_num_(nan=math.inf), op=dist.ReduceOp.MAX)
+    # Infinity must stay infinity: by default nan_to_num makes the largest number of it, whose root looks sound.
+    dist.all_reduce(known.nan_to_num_(nan=math.inf, posinf=math.inf), op=dist.ReduceOp.MAX)
     return math.sqrt(float(known.sum()))
 
 
