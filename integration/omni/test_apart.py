@@ -73,6 +73,18 @@ def test_larger_micro_batches(vlm: dict[str, Path], plain: Any, tmp_path: Path) 
     check(flags, world, "mixed", vlm, plain, tmp_path, mbs=2)
 
 
+EXPERTS = ["--expert-model-parallel-size", "2", "--expert-tensor-parallel-size", "1"]
+
+
+def test_experts(megatron: Any, vlm: dict[str, Path], tmp_path: Path) -> None:
+    """Two replicas share the experts; megatron-core's globals know no group of experts in this place."""
+    expected = gradients(config_of(vlm["qwen3_vl_moe"], []), 1, "mixed", tmp_path / "plain")
+    mine = gradients(config_of(vlm["qwen3_vl_moe"], apart(2) + EXPERTS), 4, "mixed", tmp_path / "spread")
+    assert mine.loss == pytest.approx(expected.loss, rel=1e-6)
+    difference, name = worst(mine.tensors, expected.tensors)
+    assert difference < TOLERANCE, name
+
+
 def test_recomputed(vlm: dict[str, Path], plain: Any, tmp_path: Path) -> None:
     full = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
     encoder = [f"+model.image_encoder.{flag[2:]}={value}" for flag, value in zip(full[::2], full[1::2], strict=True)]
@@ -84,21 +96,24 @@ OPTIMIZER = [
     *("--adam-eps", "1e-5"),  # else the first steps divide rounding by rounding
 ]
 STEPS = ["mixed", "no image", "everywhere"]
+BALANCED = ["model.foundation.moe_aux_loss_coeff=0.02"]
 SPREAD = {
-    "tp 2, sequence parallel": LAYOUTS["tp 2, sequence parallel"],
-    "two stages": LAYOUTS["two stages"],
-    "two replicas, sharded and overlapped": (apart(2) + ZERO1, 4),
+    "tp 2, sequence parallel": (*LAYOUTS["tp 2, sequence parallel"], FAMILY, []),
+    "two stages": (*LAYOUTS["two stages"], FAMILY, []),
+    "two replicas, sharded and overlapped": (apart(2) + ZERO1, 4, FAMILY, []),
+    "experts over tp 2": (apart(1) + TP2 + SP + EXPERTS, 3, "qwen3_vl_moe", BALANCED),
 }
 
 
 @pytest.mark.parametrize("layout", SPREAD)
 def test_weights_after_steps(layout: str, megatron: Any, vlm: dict[str, Path], tmp_path: Path) -> None:
     """The same learning rate, the same gradient norm over both sides, the same weights."""
-    flags, world = SPREAD[layout]
-    results, weights = steps(config_of(vlm[FAMILY], OPTIMIZER), 1, STEPS, tmp_path / "plain")
-    found, mine = steps(config_of(vlm[FAMILY], [*OPTIMIZER, *flags]), world, STEPS, tmp_path / "spread")
+    flags, world, family, more = SPREAD[layout]
+    results, weights = steps(config_of(vlm[family], OPTIMIZER + more), 1, STEPS, tmp_path / "plain")
+    found, mine = steps(config_of(vlm[family], OPTIMIZER + more + flags), world, STEPS, tmp_path / "spread")
     for ours, theirs in zip(found, results, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+        assert ours.extra == pytest.approx(theirs.extra, rel=1e-5), "how evenly experts are used"
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-6)
         assert ours.lr == theirs.lr
     difference, name = worst(mine, weights)

@@ -40,7 +40,10 @@ LAYOUTS: dict[str, tuple[list[str], int]] = {
     "ep2-zero1": ([*EP2, *ZERO1], 2),
     "apart-pp2": ([*PP2, *APART], 3),
     "apart-tp2-zero1": ([*TP2, *APART, *ZERO1], 3),
-    "tp2-ep2-zero1": ([*TP2, *TE1, *EP2, *ZERO1, "--sequence-parallel", "--expert-tensor-parallel-size", "1"], 2),
+    "apart-tp2-ep2-zero1": (
+        [*TP2, *APART, *EP2, *ZERO1, "--sequence-parallel", "--expert-tensor-parallel-size", "1"],
+        3,
+    ),
 }
 MIXES = ("mixed", "everywhere", "one huge")
 TOLERANCE = 1e-5
@@ -116,7 +119,7 @@ MOVES = [
     ("ep2", "one", "qwen3_vl_moe"),
     ("apart-pp2", "tp2-te1", "qwen2_5_vl"),
     ("tp2-te2-zero1", "apart-tp2-zero1", "qwen3_vl"),
-    ("tp2-ep2-zero1", "ep2-zero1", "qwen3_vl_moe"),
+    ("apart-tp2-ep2-zero1", "ep2-zero1", "qwen3_vl_moe"),
 ]
 
 

@@ -135,7 +135,6 @@ REFUSALS: list[tuple[int, dict[str, Any], str]] = [
         "parallel.encoder_ranks=1 with virtual_pipeline_model_parallel_size=2: a foundation on ranks of its own is not "
         "interleaved; drop the virtual stages.",
     ),
-    (2, {"encoder_ranks": 1, "experts": tiny.EXPERTS}, "parallel.encoder_ranks=1 with experts is untried"),
     (
         5,
         {"encoder_ranks": 2},

@@ -103,11 +103,6 @@ def _apart(candidate: Candidate, encoder: EncoderLayout) -> Iterator[str]:
             f"parallel.encoder_ranks={ranks} with virtual_pipeline_model_parallel_size={layout.vpp}: a foundation on "
             "ranks of its own is not interleaved; drop the virtual stages."
         )
-    if candidate.geometry.experts is not None:
-        yield (
-            f"parallel.encoder_ranks={ranks} with experts is untried in megatron-core (expert groups beside explicit "
-            "ones): set encoder_ranks to 0 and use enable_full_hetero_dp."
-        )
     if ranks % encoder.tp == 0 and encoder.dp != layout.dp:
         yield (
             f"the encoder's {encoder.dp} copies (tp {encoder.tp}) on encoder_ranks={ranks} cannot serve the "
