@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import plan_tiny as tiny
@@ -101,29 +102,40 @@ def test_every_mode_is_foretold_and_this_one_marked():
         ("homogeneous", "inline tp2 dp2", False),
         ("enable-encoder-hetero-dp", "inline tp1 dp4", False),
         ("enable-full-hetero-dp", "ahead tp1 dp8", True),
+        ("encoder-ranks 2", "apart tp1 dp2", False),
     ]
     assert modes[0].step_flops > modes[1].step_flops > modes[2].step_flops
     assert modes[0].idle > modes[1].idle > modes[2].idle == pytest.approx(0)
+    assert [mode.ranks for mode in modes] == [8, 8, 8, 10], "an encoder apart has ranks that the foundation has not"
 
 
 def test_a_size_of_ones_own_stands_beside_the_modes():
     modes = forecasts(sighted(8, **{TP: 4, "encoder": {TP: 2, "data_parallel_size": 4}}, **LONG))
-    assert [mode.configured for mode in modes] == [False, False, False, True]
+    assert [mode.configured for mode in modes] == [False, False, False, False, True]
     assert (modes[-1].name, modes[-1].layout) == ("as configured", "inline tp2 dp4")
 
 
 def test_equal_places_are_told_once():
     modes = forecasts(sighted(2, **LONG))
-    assert [mode.layout for mode in modes] == ["inline tp1 dp2", "ahead tp1 dp2"]
+    assert [mode.layout for mode in modes] == ["inline tp1 dp2", "ahead tp1 dp2", "apart tp1 dp2"]
+
+
+def test_apart_all_modes_have_the_foundation_on_the_same_ranks():
+    plan = sighted(6, **{TP: 2, "encoder_ranks": 2}, **LONG)
+    modes = forecasts(plan)
+    assert [(mode.layout, mode.ranks, mode.configured) for mode in modes] == [
+        ("inline tp2 dp2", 4, False), ("inline tp1 dp4", 4, False), ("ahead tp1 dp4", 4, False),
+        ("apart tp1 dp2", 6, True),
+    ]  # fmt: skip
+    others = forecasts(sighted(4, **{TP: 2}, **LONG))
+    assert [(mode.layout, mode.step_flops) for mode in others] == [(mode.layout, mode.step_flops) for mode in modes]
 
 
 def test_a_place_that_cannot_be_had_says_why():
-    modes = forecasts(sighted(6, **{TP: 2, "encoder_ranks": 2}, **LONG))
+    modes = forecasts(sighted(4, **{CP: 2}, **LONG))
     refused = {mode.name: mode.refused for mode in modes}
-    assert refused["encoder-ranks 2"] is None
-    assert "train.global_batch_size=16 is not a multiple of micro_batch_size x dp = 1 x 3" in str(
-        refused["homogeneous"]
-    )
+    assert refused["homogeneous"] is None
+    assert "parallel.encoder_ranks=2 with context_parallel_size=2" in str(refused["encoder-ranks 2"])
 
 
 def test_advice_spreads_a_heavy_encoder_before_a_pipeline():
@@ -138,7 +150,8 @@ def test_advice_leaves_alone_what_gains_nothing():
     plan = sighted(1, **LONG)
     advice = report(plan).advice
     assert advice is not None
-    assert (advice.mode, advice.why) == ("homogeneous", "no other place makes a step more than 3% shorter.")
+    assert advice.mode == "homogeneous"
+    assert advice.why.startswith("no other place makes a step more than 3% shorter, its further ranks counted; ")
 
 
 def test_advice_for_tensor_parallel_ranks_is_whole_images():
@@ -149,8 +162,8 @@ def test_advice_for_tensor_parallel_ranks_is_whole_images():
     assert "exchange nothing inside the encoder" in advice.why
 
 
-LEAN = ModeForecast(name="lean", layout="inline tp1", configured=True, step_flops=200, peak_bytes=2**30)
-QUICK = ModeForecast(name="quick", layout="apart tp1", configured=False, step_flops=100, peak_bytes=3 * 2**30)
+LEAN = ModeForecast(name="lean", layout="inline tp1", ranks=4, configured=True, step_flops=200, peak_bytes=2**30)
+QUICK = ModeForecast(name="quick", layout="apart tp1", ranks=4, configured=False, step_flops=100, peak_bytes=3 * 2**30)
 
 
 def test_advice_names_the_memory_it_costs():
@@ -160,6 +173,16 @@ def test_advice_names_the_memory_it_costs():
         "a step is 50% shorter than lean: on ranks of its own the encoder works while the pipeline does; its fullest "
         "rank needs 2.00 GiB more than the leanest mode's."
     )
+
+
+def test_advice_counts_the_ranks_that_a_place_takes():
+    wide = replace(QUICK, ranks=6)
+    advice = advise((LEAN, wide), 4)
+    assert advice is not None
+    assert advice.why.startswith("a step is 25% shorter than lean, its further ranks counted: on ranks of its own")
+    advice = advise((LEAN, replace(QUICK, ranks=8)), 4)
+    assert advice is not None
+    assert advice.mode == "lean"
 
 
 def test_advice_fits_into_the_device():
@@ -180,26 +203,28 @@ def test_table(capsys: pytest.CaptureFixture[str]):
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[1].split()[:3] == ["image_encoder", "inline", "tp2"]
     assert lines[3].split()[:4] == ["foundation", "tp2", "dp2", "pp2"]
-    head = lines.index("encoder                   where            step   lost   GiB")
+    head = lines.index("encoder                   where           ranks   step   lost   GiB")
     assert lines[head + 1].startswith("homogeneous               inline tp2 dp2")
     assert lines[head + 1].endswith("<- this run")
-    assert lines[head + 3].split()[:5] == ["enable-full-hetero-dp", "ahead", "tp1", "dp8", "1.00x"]
-    assert lines[head + 4].startswith("advice     enable-full-hetero-dp: a step is ")
+    assert lines[head + 3].split()[:6] == ["enable-full-hetero-dp", "ahead", "tp1", "dp8", "8", "1.00x"]
+    assert lines[head + 4].split()[:5] == ["encoder-ranks", "2", "apart", "tp1", "dp2"]
+    assert lines[head + 5].startswith("advice     enable-full-hetero-dp: a step is ")
     assert any(line.startswith("assumed    2 images of 1024 features per sequence;") for line in lines)
     assert max(map(len, lines)) <= 120
 
 
 def test_table_says_what_is_refused(capsys: pytest.CaptureFixture[str]):
-    show(tiny.sighted(**{TP: 2, "encoder_ranks": 2}, **LONG), 6)
+    show(tiny.sighted(**{CP: 2}, **LONG), 4)
     out = capsys.readouterr().out
-    assert "refused    homogeneous: train.global_batch_size=16" in out
-    assert "advice     encoder-ranks 2: no other place" in out
+    assert "refused    encoder-ranks 2: parallel.encoder_ranks=2 with context_parallel_size=2" in out
 
 
 def test_json(capsys: pytest.CaptureFixture[str]):
     show(tiny.sighted(**{TP: 2}, **LONG), 4, as_json=True)
     data = json.loads(capsys.readouterr().out)
-    assert [mode["layout"] for mode in data["modes"]] == ["inline tp2 dp2", "inline tp1 dp4", "ahead tp1 dp4"]
+    assert [mode["layout"] for mode in data["modes"]] == [
+        "inline tp2 dp2", "inline tp1 dp4", "ahead tp1 dp4", "apart tp1 dp2",
+    ]  # fmt: skip
     assert data["advice"]["mode"] == "enable-encoder-hetero-dp"
     assert data["components"][0]["mode"] == "inline"
     assert data["encoder_flops_per_step"] == 32 * encoder_flops(sighted(4, **{TP: 2}, **LONG), (1, 64, 64))

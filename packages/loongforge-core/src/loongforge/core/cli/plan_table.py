@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from loongforge.core.plan import Report
 
 GIB = 2**30
+WIDTH = 120
+"""Characters of a line. On a narrower screen it wraps: a table that is cropped would hide numbers."""
 
 
 def show_table(found: Report, device_gib: float | None) -> None:
@@ -20,6 +22,7 @@ def show_table(found: Report, device_gib: float | None) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
     table = _table("GiB per rank", "axes", "weights", "grads", "optim", "activ", "total")
     for part in found.components:
         peak = part.peak
@@ -75,13 +78,14 @@ def _table(*names: str) -> Table:
 
 def _modes(found: Report) -> Table:
     """The encoder in each of its places."""
-    table = _table("encoder", "where", "step", "lost", "GiB", "")
+    table = _table("encoder", "where", "ranks", "step", "lost", "GiB", "")
     shortest = min((mode.step_flops for mode in found.modes if mode.refused is None), default=0)
     for mode in found.modes:
         numbers = ("-", "-", "-")
         if mode.refused is None:
             numbers = (f"{mode.step_flops / shortest:.2f}x", f"{mode.idle:.1%}", f"{mode.peak_bytes / GIB:.2f}")
-        table.add_row(mode.name, mode.layout, *numbers, "<- this run" if mode.configured else "")
+        mark = "<- this run" if mode.configured else ""
+        table.add_row(mode.name, mode.layout, str(mode.ranks), *numbers, mark)
     return table
 
 
@@ -96,6 +100,6 @@ def _advice(found: Report) -> Iterator[str]:
 
 def _folded(label: str, text: str) -> list[str]:
     return textwrap.wrap(
-        text, 120, initial_indent=f"{label:<11}", subsequent_indent=" " * 11, break_long_words=False,
+        text, WIDTH, initial_indent=f"{label:<11}", subsequent_indent=" " * 11, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip

@@ -12,7 +12,8 @@ busiest block of ranks. Images are whole: three of them on two blocks take two t
 - apart: encoder and pipeline work at the same time, once the first images are through:
   max(M e, (M + pp - 1) f) + e
 
-Idle is the share of that time in which a rank, on average, waits or exchanges because of the encoder; what the pipeline
+All modes have the foundation on the ranks that this plan gives it; apart the encoder has further ones, so that modes are
+weighed by ranks x time. Idle is the share of that time in which a rank, on average, waits or exchanges because of the encoder; what the pipeline
 leaves idle by itself is `compute.pipeline_bubble`.
 """
 
@@ -32,7 +33,7 @@ from loongforge.core.plan.traffic import encoder_exchange
 FLOPS_PER_BYTE = 1000.0
 """Of an accelerator that computes 450 TFLOP/s and sends 450 GB/s (H100 SXM, in practice)."""
 NOT_WORTH_IT = 0.03
-"""A mode is chosen over a simpler one when a step is shorter by more than this."""
+"""A mode is chosen over a simpler one when a step is cheaper by more than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class ModeForecast:
     """What to ask for: `homogeneous`, or the flag without its dashes."""
     layout: str
     """`inline tp1 dp4`."""
+    ranks: int
+    """Of the job: those of the foundation, and in `apart` the encoder's besides."""
     configured: bool
     """This is what the run asks for."""
     refused: str | None = None
@@ -54,6 +57,11 @@ class ModeForecast:
     peak_bytes: int = 0
     """Of the fullest rank."""
 
+    @property
+    def cost(self) -> int:
+        """Length of a step times its ranks."""
+        return self.step_flops * self.ranks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
@@ -64,35 +72,32 @@ class Advice:
 
 
 def forecasts(plan: Plan) -> tuple[ModeForecast, ...]:
-    """Every mode for this plan's ranks and batch, the configured one marked; empty without an encoder."""
+    """Every mode for this plan's foundation and batch, the configured one marked; empty without an encoder."""
     if plan.encoder is None:
         return ()
+    asked, layout = plan.config.parallel, plan.layout
     plain = replace(
-        plan.config.parallel, enable_encoder_hetero_dp=False, enable_full_hetero_dp=False, encoder_ranks=0,
+        asked, enable_encoder_hetero_dp=False, enable_full_hetero_dp=False, encoder_ranks=0,
         full_hetero_dp_cpu_offload=False,
     )  # fmt: skip
-    asked = plan.config.parallel
-    offload = asked.full_hetero_dp_cpu_offload
+    offload, aside = asked.full_hetero_dp_cpu_offload, asked.encoder_ranks or layout.dp
     ways = {
         "homogeneous": plain,
         "enable-encoder-hetero-dp": replace(plain, enable_encoder_hetero_dp=True),
         "enable-full-hetero-dp": replace(plain, enable_full_hetero_dp=True, full_hetero_dp_cpu_offload=offload),
+        f"encoder-ranks {aside}": replace(plain, encoder_ranks=aside),
     }
-    if asked.encoder_ranks:
-        ways[f"encoder-ranks {asked.encoder_ranks}"] = replace(plain, encoder_ranks=asked.encoder_ranks)
     found: list[ModeForecast] = []
     for name, parallel in ways.items():
-        other = _candidate(plan, parallel)
-        layout = str(other.encoder)
-        if all(layout != known.layout for known in found):
-            mine = other.encoder == plan.encoder
-            found.append(_forecast(name, other, configured=mine))
+        other = _candidate(plan, parallel, layout.world + parallel.encoder_ranks)
+        if all(str(other.encoder) != known.layout for known in found):
+            found.append(_forecast(name, other, configured=other.encoder == plan.encoder))
     if not any(one.configured for one in found):
         found.append(_measured("as configured", plan, configured=True))
     return tuple(found)
 
 
-def _candidate(plan: Plan, parallel: ParallelConfig) -> Candidate:
+def _candidate(plan: Plan, parallel: ParallelConfig, world: int) -> Candidate:
     """The same run with its encoder elsewhere; sizes that the run states for one place do not bind another."""
     model, train = plan.config.model, plan.config.train
 
@@ -110,19 +115,21 @@ def _candidate(plan: Plan, parallel: ParallelConfig) -> Candidate:
     )  # fmt: skip
     train = replace(train, global_batch_size=plan.global_batch_size)
     config = replace(plan.config, model=model, parallel=parallel, train=train)
-    return Candidate.of(config, plan.world)
+    return Candidate.of(config, world)
 
 
 def _forecast(name: str, candidate: Candidate, *, configured: bool) -> ModeForecast:
     if found := problems(candidate):
-        return ModeForecast(name=name, layout=str(candidate.encoder), configured=configured, refused=found[0])
+        return ModeForecast(
+            name=name, layout=str(candidate.encoder), ranks=candidate.world, configured=configured, refused=found[0]
+        )
     return _measured(name, Plan.of(candidate.config, candidate.world), configured=configured)
 
 
 def _measured(name: str, plan: Plan, *, configured: bool) -> ModeForecast:
     length, useful = step_time(plan)
     return ModeForecast(
-        name=name, layout=str(plan.encoder), configured=configured, step_flops=round(length),
+        name=name, layout=str(plan.encoder), ranks=plan.world, configured=configured, step_flops=round(length),
         idle=1 - useful / length, peak_bytes=fullest_rank(plan),
     )  # fmt: skip
 
@@ -164,42 +171,48 @@ def _turns(plan: Plan, images: ImageBudget) -> float:
 
 
 def advise(modes: tuple[ModeForecast, ...], replica_ranks: int, device_bytes: int | None = None) -> Advice | None:
-    """The mode with the shortest step among those that fit into `device_bytes`, the simplest of those as good.
+    """The mode with the cheapest step among those that fit into `device_bytes`, the simplest of those as good.
 
     `replica_ranks` is tp x cp x pp. None without an encoder.
     """
     possible = [mode for mode in modes if mode.refused is None]
     if not possible:
         return None
-    shortest = _simplest(possible)
+    cheapest = _simplest(possible)
     fitting = [mode for mode in possible if device_bytes is None or mode.peak_bytes <= device_bytes]
     best = _simplest(fitting or possible)
     first = possible[0]
     if best is first:
-        why = f"no other place makes a step more than {NOT_WORTH_IT:.0%} shorter"
-        if shortest is not first and fitting:
+        why = f"no other place makes a step more than {NOT_WORTH_IT:.0%} shorter" + _counted(possible, best)
+        if cheapest is not first and fitting:
             why = "no other place is both quicker and small enough"
     else:
-        gain = 1 - best.step_flops / first.step_flops
-        why = f"a step is {gain:.0%} shorter than {first.name}: {_reason(best, first, replica_ranks)}"
+        gain = 1 - best.cost / first.cost
+        why = f"a step is {gain:.0%} shorter than {first.name}{_counted([best], first)}: "
+        why += _reason(best, first, replica_ranks)
     more = best.peak_bytes - min(mode.peak_bytes for mode in possible)
     if more > 0:
         why += f"; its fullest rank needs {more / 2**30:.2f} GiB more than the leanest mode's"
     if not fitting:
         why += f"; no mode fits into {(device_bytes or 0) / 2**30:.1f} GiB"
-    elif shortest is not best:
-        gain = 1 - shortest.step_flops / best.step_flops
+    elif cheapest is not best:
+        gain = 1 - cheapest.cost / best.cost
         why += (
-            f"; {shortest.name} would be {gain:.0%} shorter still but does not fit, unless "
+            f"; {cheapest.name} would be {gain:.0%} shorter still but does not fit, unless "
             "model.image_encoder.recompute_granularity or a smaller batch makes room"
         )
     return Advice(mode=best.name, why=why + ".")
 
 
+def _counted(modes: list[ModeForecast], other: ModeForecast) -> str:
+    """That times are compared rank by rank, where a mode takes more or fewer ranks than the other one."""
+    return ", its further ranks counted" if any(mode.ranks != other.ranks for mode in modes) else ""
+
+
 def _simplest(modes: list[ModeForecast]) -> ModeForecast:
-    """The first whose step is about as short as the shortest."""
-    shortest = min(mode.step_flops for mode in modes)
-    return next(mode for mode in modes if mode.step_flops <= shortest * (1 + NOT_WORTH_IT))
+    """The first whose step is about as cheap as the cheapest."""
+    cheapest = min(mode.cost for mode in modes)
+    return next(mode for mode in modes if mode.cost <= cheapest * (1 + NOT_WORTH_IT))
 
 
 def _reason(best: ModeForecast, first: ModeForecast, replica_ranks: int) -> str:
