@@ -17,6 +17,54 @@ ROOT = Path(__file__).resolve().parents[2]
 ACME = Path(__file__).parent / "acme"
 VISION = Path(__file__).parent / "acme_vision"
 collect_ignore = ["acme"]  # its own tests run where it is installed
+Shell = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def site_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`site_of("acme_vision")`: a wheel of this folder as an installer leaves it."""
+
+    def install(name: str) -> Path:
+        site = tmp_path_factory.mktemp(name)
+        shutil.copytree(Path(__file__).parent / name / "src", site, dirs_exist_ok=True)
+        project = tomllib.loads((Path(__file__).parent / name / "pyproject.toml").read_text())["project"]
+        info = site / f"{name}-{project['version']}.dist-info"
+        info.mkdir()
+        told = f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n"
+        (info / "METADATA").write_text(told)
+        lines = [
+            line
+            for group, entries in project["entry-points"].items()
+            for line in (f"[{group}]", *(f"{key} = {target}" for key, target in entries.items()))
+        ]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        return site
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def shell_at() -> Callable[[Path], Shell]:
+    """`shell_at(site)(*words, cwd=..., code=0)`: output of `loongforge` where the wheel of `site` is installed."""
+
+    def at(site: Path) -> Shell:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+
+        def run(*words: str | Path, cwd: Path, code: int = 0) -> str:
+            done = subprocess.run(
+                [sys.executable, "-m", "loongforge.core", *map(str, words)],
+                cwd=cwd,
+                env={**kept, "PYTHONPATH": str(site), "LOONGFORGE_PLATFORM": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}"
+            return done.stdout
+
+        return run
+
+    return at
 
 
 @pytest.fixture

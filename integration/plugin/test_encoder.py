@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ACME = Path(__file__).parent / "acme_vision"
 SHAPE = ("--fp32", "--seq-length", "256", "--train-iters", "3", "--global-batch-size", "4", "--lr", "1e-3")
 MOCK = ("data.source=mock", "--max-pixels", "12544", "data.num_workers=0")
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -29,41 +23,15 @@ Shell = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(site_of: Callable[[str], Path]) -> Path:
     """acme-vision as an installer leaves it."""
-    site = tmp_path_factory.mktemp("site")
-    shutil.copytree(ACME / "src", site, dirs_exist_ok=True)
-    project = tomllib.loads((ACME / "pyproject.toml").read_text())["project"]
-    info = site / "acme_vision-0.3.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
-    lines = [
-        line
-        for group, entries in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in entries.items()))
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    return site
+    return site_of("acme_vision")
 
 
 @pytest.fixture(scope="module")
-def shell(site: Path) -> Shell:
-    """`shell(*words, cwd=...)`: output of `loongforge` where acme-vision is installed."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-
-    def run(*words: str | Path, cwd: Path, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "loongforge.core", *map(str, words)],
-            cwd=cwd,
-            env={**kept, "PYTHONPATH": str(site), "LOONGFORGE_PLATFORM": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}"
-        return done.stdout
-
-    return run
+def shell(site: Path, shell_at: Callable[[Path], Shell]) -> Shell:
+    """`loongforge` where acme-vision is installed."""
+    return shell_at(site)
 
 
 def numbers(run: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""Images and videos out of files: sizes from headers, pixels when they are asked for."""
+"""Images, videos and sounds out of files: sizes from headers, pixels when they are asked for."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from loongforge.core.data.contract import Clip, Placed, VisualProcessor
+from loongforge.core.data.contract import Clip, Placed, SoundProcessor, VisualProcessor
 from loongforge.core.errors import DataError
 
 INSTALL = "pip install 'loongforge-data[vision]'"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
 _ORIENTATION = 0x0112
 """EXIF tag."""
 _SIDEWAYS = 5
 """Orientations from this one on exchange height and width."""
 
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "audio"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Medium:
-    """An image or a video: a file, or `size` bytes of an archive from `offset` on."""
+    """An image, a video or a sound: a file, or `size` bytes of an archive from `offset` on."""
 
     kind: Kind
     path: str
@@ -89,17 +90,21 @@ class _Window(io.RawIOBase):
 
 
 def kind_of(name: str) -> Kind | None:
-    """Image or video, by the end of a file's name; None for anything else."""
-    lower = name.lower()
-    if lower.endswith(IMAGE_SUFFIXES):
-        return "image"
-    return "video" if lower.endswith(VIDEO_SUFFIXES) else None
+    """Image, video or audio, by the end of a file's name; None for anything else."""
+    ends: dict[Kind, tuple[str, ...]] = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
+    return next((kind for kind, suffixes in ends.items() if name.lower().endswith(suffixes)), None)
 
 
 def measure(medium: Medium, processor: VisualProcessor) -> Placed:
-    """What a medium becomes, from its header alone; `DataError` when it cannot be read or used."""
+    """What a medium becomes, an image or a video from its header alone; `DataError` when it cannot be read or used.
+
+    A sound is decoded, which is cheap: the headers of compressed ones are wrong by some samples.
+    """
+    if medium.kind == "audio":
+        hears = _hearing(medium, processor)
+        return hears.sound_size(len(_samples(medium, hears.sampling_rate)))
     if medium.kind == "video":
-        with _video(medium) as (container, stream):
+        with _stream(medium) as (container, stream):
             return processor.video_size(_clip(medium, container, stream))
     with _image(medium) as image:
         width, height = image.size
@@ -110,6 +115,9 @@ def measure(medium: Medium, processor: VisualProcessor) -> Placed:
 
 def decode(medium: Medium, processor: VisualProcessor) -> Placed:
     """What a medium becomes, with its patches; `DataError` when it is corrupt."""
+    if medium.kind == "audio":
+        hears = _hearing(medium, processor)
+        return hears.sound(_samples(medium, hears.sampling_rate))
     if medium.kind == "video":
         return _decode_video(medium, processor)
     from PIL import ImageOps
@@ -121,7 +129,7 @@ def decode(medium: Medium, processor: VisualProcessor) -> Placed:
 
 
 def _decode_video(medium: Medium, processor: VisualProcessor) -> Placed:
-    with _video(medium) as (container, stream):
+    with _stream(medium) as (container, stream):
         clip = _clip(medium, container, stream)
         wanted = processor.frames(clip)
         chosen: list[np.ndarray] = []
@@ -135,6 +143,25 @@ def _decode_video(medium: Medium, processor: VisualProcessor) -> Placed:
     if len(chosen) < len(wanted):
         raise DataError(f"{medium}: it says {clip.frames} frames and ends before frame {int(wanted[len(chosen)])}.")
     return processor.video(clip, np.stack(chosen))
+
+
+def _hearing(medium: Medium, processor: VisualProcessor) -> SoundProcessor:
+    if not isinstance(processor, SoundProcessor):
+        raise DataError(f"{medium}: this model's composition prepares no sounds; take them out of the data.")
+    return processor
+
+
+def _samples(medium: Medium, rate: int) -> np.ndarray:
+    """float32 `[samples]`: the mean of all channels, at `rate` a second."""
+    with _stream(medium) as (container, stream):
+        from av import AudioResampler
+
+        resampler = AudioResampler(format="fltp", rate=rate)  # its own way to one channel makes two equal ones louder
+        frames = [*container.decode(stream), None]  # None: what the filter still holds
+        parts = [part.to_ndarray().mean(axis=0) for frame in frames for part in resampler.resample(frame)]
+    if not parts:
+        raise DataError(f"{medium}: a sound without samples.")
+    return np.concatenate(parts)
 
 
 @contextmanager
@@ -159,19 +186,20 @@ def _orientation(image: Any) -> int:
 
 
 @contextmanager
-def _video(medium: Medium) -> Iterator[tuple[Any, Any]]:
-    """An opened PyAV container and its first video stream."""
+def _stream(medium: Medium) -> Iterator[tuple[Any, Any]]:
+    """An opened PyAV container and its first stream of the medium's kind."""
     try:
         import av
     except ImportError as error:
-        raise DataError(f"{medium}: videos need PyAV: {INSTALL}") from error
+        raise DataError(f"{medium}: videos and sounds need PyAV: {INSTALL}") from error
     try:
         with medium.open() as stream, av.open(stream) as container:
-            if not container.streams.video:
-                raise DataError(f"{medium}: it holds no video stream.")
-            yield container, container.streams.video[0]
+            found = container.streams.video if medium.kind == "video" else container.streams.audio
+            if not found:
+                raise DataError(f"{medium}: it holds no {medium.kind} stream.")
+            yield container, found[0]
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise DataError(f"{medium}: not a readable video: {error}.") from error
+        raise DataError(f"{medium}: not a readable {medium.kind}: {error}.") from error
 
 
 def _clip(medium: Medium, container: Any, stream: Any) -> Clip:

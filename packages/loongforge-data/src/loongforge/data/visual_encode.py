@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loongforge.core.data.contract import Placed, VisualItem, VisualProcessor
+from loongforge.core.data.contract import Placed, SoundProcessor, VisualItem, VisualProcessor
 from loongforge.core.errors import DataError
 from loongforge.data.conversations import ChatRules
-from loongforge.data.media import Medium, measure
+from loongforge.data.media import Kind, Medium, measure
 from loongforge.data.rows import parse_row
 from loongforge.data.shards import ShardSample
 from loongforge.data.template import Span
@@ -84,6 +84,12 @@ class VisualAnswer:
     """Bytes of the rows and their members."""
 
 
+def texts_of(processor: VisualProcessor) -> dict[Kind, str]:
+    """What a template writes for every kind of medium that a processor prepares."""
+    texts: dict[Kind, str] = {"image": processor.image_text, "video": processor.video_text}
+    return {**texts, "audio": processor.sound_text} if isinstance(processor, SoundProcessor) else texts
+
+
 class VisualEncoder:
     """Rows to tokens, masks and items; works in any process. Images are measured, not decoded."""
 
@@ -94,13 +100,13 @@ class VisualEncoder:
         self._known = tokenizer.vocab_size
         self._reader = RowReader(
             messages_field=chat.messages_field,
-            image_text=processor.image_text,
-            video_text=processor.video_text,
+            texts=texts_of(processor),
             marks=processor.marks,
         )
         self._marks = {mark: tokenizer.special_id(mark) for mark in processor.marks}
-        places = f"({re.escape(processor.image_text)})|({re.escape(processor.video_text)})"
-        self._places = re.compile(places)
+        self._places = re.compile(
+            "|".join(f"(?P<{kind}>{re.escape(text)})" for kind, text in self._reader.texts.items())
+        )
         self._finder = TurnFinder(tokenizer, template)
         self._tokenizer = tokenizer
 
@@ -170,11 +176,11 @@ class VisualEncoder:
     ) -> tuple[str, list[Span]]:
         """Put in what each medium becomes, items as one placeholder, and move the spans along."""
         found = list(self._places.finditer(text))
-        kinds = ["image" if match.group(1) else "video" for match in found]
+        kinds = [match.lastgroup for match in found]
         if kinds != [medium.kind for medium in media]:
             raise ValueError(
                 f"the chat template shows {len(found)} of {len(media)} images and videos; it must write "
-                f"{self._reader.image_text!r} as it is and drop no message."
+                f"{self._reader.texts['image']!r} as it is and drop no message."
             )
         pieces: list[str] = []
         borders, shifts = [0], [0]

@@ -35,7 +35,7 @@ _TABLES: dict[str, tuple[Any, int]] = {
     "media": (np.int64, 7),  # kind, path from and size, name from and size, offset, size or -1
     "names": (np.uint8, 1),
 }
-_KINDS: tuple[Kind, ...] = ("image", "video")
+_KINDS: tuple[Kind, ...] = ("image", "video", "audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

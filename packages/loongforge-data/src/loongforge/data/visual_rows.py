@@ -1,11 +1,11 @@
-"""Rows with images and videos, in the forms data sets have, as one: messages of text, and the media in their order."""
+"""Rows with images, videos and sounds, in the forms data sets have, as one: messages of text, and their media."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,7 @@ from loongforge.data.rows import take_field, tools_of
 from loongforge.data.shards import ShardSample
 from loongforge.data.template import Message, check_message
 
-_PLACEHOLDERS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_FIELDS: dict[Kind, tuple[str, str]] = {"image": ("images", "image"), "video": ("videos", "video")}
-
 Lookup = Callable[[str, Kind], Medium]
 """From a name in a row to the medium it names; `ValueError` when there is none."""
 
@@ -42,10 +39,15 @@ class RowReader:
     """Reads rows of one run: which field holds messages, and what stands for a medium in them."""
 
     messages_field: str
-    image_text: str
-    video_text: str
+    texts: Mapping[Kind, str]
+    """What a template writes for each kind of medium that the model knows."""
     marks: tuple[str, ...]
-    """Special tokens of those two; a message's own text may hold none of them."""
+    """Special tokens of those; a message's own text may hold none of them."""
+
+    @property
+    def places(self) -> dict[str, Kind]:
+        """What stands for a medium in a message: `<image>`, `<video>` and, to a model that hears, `<audio>`."""
+        return {f"<{kind}>": kind for kind in self.texts}
 
     def row(self, row: dict[str, Any], folder: Path) -> VisualRow:
         """A row of a `.jsonl` file, whose relative paths begin at `folder`; `ValueError` says what is wrong."""
@@ -74,9 +76,9 @@ class RowReader:
 
     def _unified(self, content: Any, sample: ShardSample) -> dict[str, Any]:
         """A row with messages and lists of media out of the layouts that shards come in."""
-        media: dict[Kind, list[str]] = {"image": [], "video": []}
+        media: dict[Kind, list[str]] = {kind: [] for kind in self.texts}
         for member in sample.members:
-            if kind := kind_of(f"x.{member.extension}"):
+            if (kind := kind_of(f"x.{member.extension}")) in self.texts:
                 media[kind].append(member.extension)
         if isinstance(content, list):  # VQA: question and answer
             return self._asked(content, media)
@@ -93,16 +95,16 @@ class RowReader:
         if "texts" in row and self.messages_field not in row:
             row[self.messages_field] = row.pop("texts")
         if isinstance(row.get("name"), list):
-            named: dict[Kind, list[str]] = {"image": [], "video": []}
+            named: dict[Kind, list[str]] = {kind: [] for kind in self.texts}
             for name in row["name"]:
                 kind = kind_of(str(name))
-                if kind is None:
-                    raise ValueError(f"{name!r} is neither an image nor a video by its name.")
+                if kind not in self.texts:
+                    raise ValueError(f"{name!r} is none of {', '.join(self.texts)} by its name.")
                 named[kind].append(str(name))
             media = named
-        for kind, (plural, singular) in _FIELDS.items():
-            if plural not in row and singular not in row:
-                row[plural] = media[kind]
+        for kind, names in media.items():
+            if f"{kind}s" not in row and kind not in row:
+                row[f"{kind}s"] = names
         row.pop("media", None)
         return row
 
@@ -115,21 +117,23 @@ class RowReader:
             roles = ("user", "assistant")
             messages.append({"role": roles[number % 2], **turn} if "from" not in turn else turn)
         said = json.dumps(turns)
-        if messages and not any(mark in said for mark in _PLACEHOLDERS):
-            ahead = "".join(mark * len(media[kind]) for mark, kind in _PLACEHOLDERS.items())
+        if messages and not any(mark in said for mark in self.places):
+            ahead = "".join(mark * len(media[kind]) for mark, kind in self.places.items())
             said_in = "value" if "value" in messages[0] else "content"
             messages[0] = {**messages[0], said_in: ahead + str(messages[0].get(said_in) or "")}
-        return {self.messages_field: messages, "images": media["image"], "videos": media["video"]}
+        return {self.messages_field: messages, **{f"{kind}s": names for kind, names in media.items()}}
 
     def _row(self, row: dict[str, Any], find: Lookup) -> VisualRow:
         listed = take_field(row, self.messages_field, "--messages-field")
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"field {self.messages_field!r} must be a list of messages that is not empty.")
-        waiting: dict[Kind, list[str]] = {kind: _names(row, kind) for kind in _FIELDS}
+        if "audio" not in self.texts and row.get("audios"):
+            raise ValueError("it lists audios, and this model hears none: take them out of the data.")
+        waiting: dict[Kind, list[str]] = {kind: _names(row, kind) for kind in self.texts}
         given: dict[Kind, int] = {kind: len(names) for kind, names in waiting.items()}
         messages: list[Message] = []
         media: list[tuple[Medium, ...]] = []
-        wanted: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+        wanted: dict[Kind, int] = dict.fromkeys(self.texts, 0)
         for number, message in enumerate(listed):
             content = _Content(reader=self, waiting=waiting, find=find, wanted=wanted)
             messages.append(self._message(message, number, content))
@@ -138,7 +142,7 @@ class RowReader:
             if names or wanted[kind] > given[kind]:
                 raise ValueError(
                     f"{wanted[kind]} places for {kind}s in the messages (<{kind}>), {given[kind]} in the list "
-                    f"{_FIELDS[kind][0]!r}: every one needs its own."
+                    f"'{kind}s': every one needs its own."
                 )
         return VisualRow(messages=messages, tools=tools_of(row), media=tuple(media))
 
@@ -171,15 +175,16 @@ class _Content:
     media: list[Medium] = field(default_factory=list)
 
     def of_text(self, text: str) -> str:
-        """Text with the marks `<image>` and `<video>` exchanged for what a template writes."""
-        pieces = re.split("(<image>|<video>)", text)
-        kinds: list[Kind | None] = [_PLACEHOLDERS.get(piece) for piece in pieces]
+        """Text with `<image>`, `<video>` and `<audio>` exchanged for what a template writes."""
+        places = self.reader.places
+        pieces = re.split(f"({'|'.join(places)})", text)
+        kinds: list[Kind | None] = [places.get(piece) for piece in pieces]
         return "".join(
             self._next(kind) if kind else self._plain(piece) for piece, kind in zip(pieces, kinds, strict=True)
         )
 
     def of_part(self, part: Any, number: int) -> str:
-        """One part of a content list: `{"type": "text" | "image" | "image_url" | "video", ...}`, text literal."""
+        """One part of a content list: `{"type": "text" | "image_url" | "image" | ..., ...}`, text literal."""
         if not isinstance(part, dict):
             raise ValueError(f"message {number}: a part of its content is {type(part).__name__}, not an object.")
         kind = part.get("type")
@@ -188,12 +193,12 @@ class _Content:
         if kind == "image_url":
             url = part.get("image_url")
             return self._named(str(url.get("url") if isinstance(url, dict) else url), "image")
-        if kind == "image" or kind == "video":
+        if kind in self.reader.texts:
             name = part.get(kind, part.get("path"))
             return self._next(kind) if name is None else self._named(str(name), kind)
         raise ValueError(
-            f"message {number}: a part of type {kind!r} is not known: text, image, image_url or video, each with its "
-            "field."
+            f"message {number}: a part of type {kind!r} is not known: text, image_url, "
+            f"{' or '.join(self.reader.texts)}, each with its field."
         )
 
     def _next(self, kind: Kind) -> str:
@@ -203,7 +208,7 @@ class _Content:
 
     def _named(self, name: str, kind: Kind) -> str:
         self.media.append(self.find(name, kind))
-        return self.reader.image_text if kind == "image" else self.reader.video_text
+        return self.reader.texts[kind]
 
     def _plain(self, text: str) -> str:
         for mark in self.reader.marks:
@@ -214,7 +219,7 @@ class _Content:
 
 def _names(row: dict[str, Any], kind: Kind) -> list[str]:
     """Media a row lists, under the plural or the singular field."""
-    for name in _FIELDS[kind]:
+    for name in (f"{kind}s", kind):
         value = row.get(name)
         if value is None:
             continue

@@ -135,6 +135,33 @@ class VisualProcessor(Protocol):
         ...
 
 
+@runtime_checkable
+class SoundProcessor(Protocol):
+    """What a `VisualProcessor` has besides where its model hears; one that lacks it refuses rows with sounds.
+
+    A sound is an item like any other: its windows are patches, `(1, windows, 1)` of them, and its encoder stands in the
+    slot of the image encoder.
+    """
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples of a second that `sound` is given, whatever the file has."""
+        ...
+
+    @property
+    def sound_text(self) -> str:
+        """What a chat template writes where a sound stands."""
+        ...
+
+    def sound(self, samples: np.ndarray) -> Placed:
+        """One sound, float32 `[samples]` of one channel, about -1 to 1."""
+        ...
+
+    def sound_size(self, samples: int) -> Placed:
+        """What `sound` answers for that many samples, without patches."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedItem:
     """Where an item's features stand in a document."""

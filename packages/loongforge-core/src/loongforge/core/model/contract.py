@@ -57,6 +57,7 @@ class TowerContext:
 class Encoder(Protocol):
     """An `nn.Module` from patches to features; what an `image_encoder` family's `build(config, context)` returns.
 
+    A patch is what the composition's processor cuts: a square of an image or of some frames, or a window of a sound.
     Its output is equal on all tensor parallel ranks, and so is the gradient that comes back.
     """
 

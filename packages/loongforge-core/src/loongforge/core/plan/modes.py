@@ -12,9 +12,9 @@ busiest block of ranks. Images are whole: three of them on two blocks take two t
 - apart: encoder and pipeline work at the same time, once the first images are through:
   max(M e, (M + pp - 1) f) + e
 
-All modes have the foundation on the ranks that this plan gives it; apart the encoder has further ones, so that modes are
-weighed by ranks x time. Idle is the share of that time in which a rank, on average, waits or exchanges because of the encoder; what the pipeline
-leaves idle by itself is `compute.pipeline_bubble`.
+All modes have the foundation on the ranks that this plan gives it. Apart the encoder has further ones, so modes are
+weighed by ranks x time. Idle is the share of that time in which a rank, on average, waits or exchanges because of the
+encoder; what the pipeline leaves idle by itself is `compute.pipeline_bubble`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""An encoder of sounds and a composition that hears, registered with LoongForge."""
