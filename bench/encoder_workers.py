@@ -221,13 +221,13 @@ def _both_ways(omni: OmniCombinationModel, batch: Any, width: tuple[int, int], r
 
 def _routed(omni: OmniCombinationModel, batch: Any) -> torch.Tensor:
     """The trainer's way."""
-    features, shared = omni.encode([scene_of(batch)], [batch.get("pixels")])
+    features, shared = omni.encode([scene_of(batch, omni.plain.geometry)], [batch.get("pixels")])
     return features.visual(0, features.of(0), shared=shared).rows
 
 
 def _short(omni: OmniCombinationModel, batch: Any) -> torch.Tensor:
     """Where one block has everything, and every rank of it needs everything: the order alone is missing."""
-    scene, pixels = scene_of(batch), batch.get("pixels")
+    scene, pixels = scene_of(batch, omni.plain.geometry), batch.get("pixels")
     if pixels is None:
         return omni.tower(*omni.plain.nothing(torch.device("cpu")))[:0]
     patches = torch.cat([pixels[part] for part in patch_slices(scene.grids)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from loongforge.core.errors import DataError
 from loongforge.core.exchange.route import Scene, assign, route, shares
 from loongforge.core.megatron.context_parallel import local_indices
 from loongforge.core.megatron.grids import Seat, domains
@@ -221,6 +222,30 @@ def test_positions_and_features_must_agree() -> None:
     (domain,) = domains(EncoderLayout(mode="inline", tp=1, dp=1), layout())
     with pytest.raises(AssertionError, match="as many positions"):
         route([[scene]], domain, GEOMETRY, split=False)
+
+
+@pytest.mark.parametrize(
+    ("places", "patches", "wrong"),
+    [
+        ([3], 12, "1 visual_positions for the 3 features of 2 items"),
+        ([3, 4, 5, 9], 12, "4 visual_positions for the 3 features of 2 items"),
+        ([3, 4, 5], 8, "8 pixels for the 12 patches of 2 items"),
+    ],
+)
+def test_a_source_that_miscounts_is_told_of_its_samples(places: list[int], patches: int, wrong: str) -> None:
+    from loongforge.core.step.visual import scene_of
+
+    batch = {
+        "tokens": torch.zeros(1, LENGTH, dtype=torch.int64),
+        "grid": torch.tensor([[1, 2, 2], [1, 2, 4]]),
+        "visual_positions": torch.tensor(places),
+        "pixels": torch.zeros(patches, GEOMETRY.patch_dim),
+        "sample_ids": torch.tensor([7]),
+    }
+    with pytest.raises(DataError, match=rf"samples \[7\]: {wrong}; their data source must"):
+        scene_of(batch, GEOMETRY)
+    sound = {**batch, "visual_positions": torch.tensor([3, 4, 5]), "pixels": torch.zeros(12, GEOMETRY.patch_dim)}
+    assert scene_of(sound, GEOMETRY).grids == ((1, 2, 2), (1, 2, 4))
 
 
 def test_micro_batches_wait_on_all_stages() -> None:

@@ -118,7 +118,7 @@ def route(
     target, hidden, number, order = (
         np.concatenate([place[field] for place in places]) if places else empty for field in range(4)
     )
-    assert len(target) == len(source), "as many positions as features: the loader has counted them"
+    assert len(target) == len(source), "as many positions as features: scene_of has counted them"
     return Route(
         items=items, block_of=blocks, source=source, offset=offset, target=target, hidden=hidden, scene=number,
         order=order, block_rows=block_rows, shared=not split and domain.layout.tp > 1,

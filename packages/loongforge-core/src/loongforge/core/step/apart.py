@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from loongforge.core.exchange.route import Grid
 from loongforge.core.megatron.groups import World
 from loongforge.core.megatron.transformer_config import compute_type
 from loongforge.core.model.contract import Visual
@@ -108,11 +109,13 @@ class Apart:
     def _on_encoder(self, batches: Iterator[Numbered], _: Any) -> tuple[dict[str, torch.Tensor], None]:
         """Features `[n, (1 + levels) * H]` of one micro-batch; n is 1 without an image, for the bridge needs a row."""
         _, batch = next(batches)
-        pixels = batch.get("pixels")
+        tower, pixels = _tower(self.module), batch.get("pixels")
+        grids: Sequence[Grid] = scene_of(batch, tower.geometry).grids
         if pixels is None:
-            pixels, grids = _tower(self.module).nothing(self._world.device)
+            assert not grids, "a micro-batch with items has patches"
+            pixels, grids = tower.nothing(self._world.device)
         else:
-            pixels, grids = pixels.to(self._world.device, non_blocking=True), scene_of(batch).grids
+            pixels = pixels.to(self._world.device, non_blocking=True)
         rows = self.module(pixels, grids)
         return {ENCODER: rows.flatten(1).to(self.config.pipeline_dtype).contiguous()}, None
 
@@ -126,9 +129,10 @@ class Apart:
         from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
         assert self._received is not None, "the bridge always brings a row"
-        assert self._plan.encoder_geometry is not None, "there is an encoder"
-        scene, tp = scene_of(self._batches[number]), self._world.tp
-        rows = self._received.unflatten(1, (1 + self._plan.encoder_geometry.levels, -1))
+        geometry, tp = self._plan.encoder_geometry, self._world.tp
+        assert geometry is not None, "there is an encoder"
+        scene = scene_of(self._batches[number], geometry)
+        rows = self._received.unflatten(1, (1 + geometry.levels, -1))
         sample, place = (torch.from_numpy(part) for part in divmod(scene.positions, scene.length))
         places, order = (place * scene.rows + sample).sort()  # of hidden states [S, B]
         if self._plan.layout.sp:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from loongforge.core.errors import DataError
 from loongforge.core.exchange.route import Scene
 from loongforge.core.megatron.groups import World
 from loongforge.core.model.contract import Visual
+from loongforge.core.model.geometry import EncoderGeometry
 from loongforge.core.model.omni import Features, OmniCombinationModel
 from loongforge.core.step.relay import Relay
 
@@ -60,7 +63,7 @@ class Inline:
     def visual(self, number: int) -> Visual | None:
         """Encode one micro-batch. Collective over the domain."""
         batch = self._batches[number]
-        features, shared = self._omni.encode([scene_of(batch)], [batch.get("pixels")])
+        features, shared = self._omni.encode([scene_of(batch, self._omni.plain.geometry)], [batch.get("pixels")])
         return features.visual(0, features.of(0), shared=shared)
 
     def finish(self) -> None:
@@ -89,7 +92,8 @@ class Ahead:
     def start(self, micro_batches: Sequence[Batch]) -> None:
         """Encode. Collective over the domain."""
         self._relay.settle()
-        scenes, pixels = [scene_of(batch) for batch in micro_batches], [batch.get("pixels") for batch in micro_batches]
+        scenes = [scene_of(batch, self._omni.plain.geometry) for batch in micro_batches]
+        pixels = [batch.get("pixels") for batch in micro_batches]
         features, self._shared = self._omni.encode(scenes, pixels, self._relay.stages)
         # The edge alone: a tensor would keep its numbers on the device beside the copies on the host.
         self._graph = get_gradient_edge(features.rows) if features.rows.requires_grad else None
@@ -132,13 +136,26 @@ class Ahead:
         relay.settle()
 
 
-def scene_of(batch: Batch) -> Scene:
-    """What a route needs to know of a micro-batch."""
+def scene_of(batch: Batch, geometry: EncoderGeometry) -> Scene:
+    """What a route needs to know of a micro-batch.
+
+    Raises `DataError` where its source has not kept a place for exactly every feature, or patches for every item.
+    """
     rows, length = batch["tokens"].shape
-    ends = batch.get("cu_seqlens")
+    ends, pixels, positions = batch.get("cu_seqlens"), batch.get("pixels"), batch["visual_positions"].numpy()
+    grids = tuple((t, h, w) for t, h, w in batch["grid"].tolist())
+    counts = [("visual_positions", len(positions), "features", sum(map(geometry.features, grids)))]
+    if pixels is not None:  # ranks that never encode have none
+        counts.append(("pixels", len(pixels), "patches", sum(map(math.prod, grids))))
+    for name, given, what, wanted in counts:
+        if given != wanted:
+            raise DataError(
+                f"samples {batch['sample_ids'].tolist()}: {given} {name} for the {wanted} {what} of {len(grids)} "
+                "items; their data source must give one for each."
+            )
     return Scene(
-        grids=tuple((t, h, w) for t, h, w in batch["grid"].tolist()),
-        positions=batch["visual_positions"].numpy(),
+        grids=grids,
+        positions=positions,
         rows=rows,
         length=length,
         boundaries=(0, length) if ends is None else tuple(ends.tolist()),
