@@ -177,6 +177,15 @@ def test_overlong_policies(request_for, write_rows, tmp_path: Path) -> None:
         open_chat(request_for(write_rows(tmp_path / "none.jsonl", long_rows()[3:])))
 
 
+def test_images_are_not_left_out_in_silence(request_for, write_rows, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}]
+    file = write_rows(
+        tmp_path / "rows.jsonl", [{"messages": said, "images": []}, {"messages": said, "images": ["a.png"]}]
+    )
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: it lists images, and the source 'chat' reads text alone"):
+        open_chat(request_for(file))
+
+
 def test_bad_rows_are_named(request_for, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     rows = [

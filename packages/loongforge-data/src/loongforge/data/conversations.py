@@ -79,7 +79,14 @@ class ChatEncoder:
 
     def _row(self, number: int, line: bytes, answer: Answer) -> None:
         rules = self._rules
-        messages, tools = conversation_of(parse_row(line), rules.messages_field)
+        row = parse_row(line)
+        for media in ("images", "videos", "audios"):
+            if row.get(media):
+                raise ValueError(
+                    f"it lists {media}, and the source 'chat' reads text alone: take them out of the data, or train a "
+                    "model that sees, whose source is 'vlm'."
+                )
+        messages, tools = conversation_of(row, rules.messages_field)
         encoded = self._encode(messages, tools)
         if len(encoded.tokens) > rules.seq_length + 1:
             if rules.overlong == "error":
