@@ -168,6 +168,31 @@ def steps(config: RunConfig, world: int, mixes: Sequence[str], scratch: Path) ->
     return seen[0], read(out)
 
 
+class OneProcess:
+    """What one process computes, each once however many layouts are compared with it."""
+
+    def __init__(self, checkpoints: dict[str, Path], scratch: Path) -> None:
+        self._checkpoints, self._scratch = checkpoints, scratch
+        self._gradients: dict[tuple[str, str, int], Measured] = {}
+        self._steps: dict[tuple[str, ...], tuple[list[Any], Tensors]] = {}
+
+    def gradients(self, mix: str, family: str = "qwen3_vl", gbs: int = 4) -> Measured:
+        """Loss and every gradient of one step."""
+        key = (mix, family, gbs)
+        if key not in self._gradients:
+            config = config_of(self._checkpoints[family], [], gbs=gbs)
+            self._gradients[key] = gradients(config, 1, mix, self._scratch / "-".join(map(str, key)).replace(" ", "-"))
+        return self._gradients[key]
+
+    def steps(self, flags: Sequence[str], mixes: Sequence[str], family: str = "qwen3_vl") -> tuple[list[Any], Tensors]:
+        """What every step measured, and the weights after them."""
+        key = (family, *flags, *mixes)
+        if key not in self._steps:
+            scratch = self._scratch / f"steps-{len(self._steps)}"
+            self._steps[key] = steps(config_of(self._checkpoints[family], flags), 1, mixes, scratch)
+        return self._steps[key]
+
+
 def logits(config: RunConfig, mix: str) -> list[torch.Tensor]:
     """Logits of each sequence, `[LENGTH, vocabulary]`, in one process."""
     return run_distributed(partial(_logits, config=config, mix=mix), 1)[0]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omni_run import Measured, config_of, gradients, steps, worst
+from omni_run import OneProcess, config_of, gradients, steps, worst
 
 FAMILY = "qwen3_vl"
 
@@ -32,22 +31,12 @@ TOLERANCE = 1e-5
 """Relative to a tensor's largest entry, fp32."""
 
 
-@pytest.fixture(scope="module")
-def plain(megatron: Any, vlm: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What one process computes, by mix, once."""
-    kept: dict[str, Measured] = {}
-
-    def of(mix: str) -> Measured:
-        if mix not in kept:
-            kept[mix] = gradients(config_of(vlm[FAMILY], []), 1, mix, tmp_path_factory.mktemp("plain"))
-        return kept[mix]
-
-    return of
-
-
-def check(flags: list[str], world: int, mix: str, vlm: dict[str, Path], plain: Any, out: Path, **shape: int) -> None:
-    expected = plain(mix)
-    mine = gradients(config_of(vlm[FAMILY], flags, **shape), world, mix, out)
+def check(
+    flags: list[str], world: int, mix: str, vlm: dict[str, Path], one_process: OneProcess, out: Path,
+    *, mbs: int = 1, gbs: int = 4,
+) -> None:  # fmt: skip
+    expected = one_process.gradients(mix, gbs=gbs)
+    mine = gradients(config_of(vlm[FAMILY], flags, mbs=mbs, gbs=gbs), world, mix, out)
     assert mine.tokens == expected.tokens
     assert mine.loss == pytest.approx(expected.loss, rel=1e-6)
     difference, name = worst(mine.tensors, expected.tensors)
@@ -55,40 +44,49 @@ def check(flags: list[str], world: int, mix: str, vlm: dict[str, Path], plain: A
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_unequal_images(layout: str, vlm: dict[str, Path], plain: Any, tmp_path: Path) -> None:
+def test_unequal_images(layout: str, vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path) -> None:
     flags, world = LAYOUTS[layout]
-    check(flags, world, "mixed", vlm, plain, tmp_path)
+    check(flags, world, "mixed", vlm, one_process, tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["tp 2, sequence parallel", "two stages"])
-def test_without_an_image(layout: str, vlm: dict[str, Path], plain: Any, tmp_path: Path) -> None:
-    """The bridge carries a row that nobody uses, and the encoder's gradients are zero."""
+@pytest.mark.parametrize(
+    ("layout", "mix", "sequences"),
+    [
+        ("tp 2, sequence parallel", "no image", 4),  # the bridge carries a row that nobody uses
+        ("two stages", "no image", 4),
+        ("encoder tp 2", "one huge", 4),
+        ("two stages", "mixed", 3),  # micro-batches that the stages do not divide
+    ],
+)
+def test_other_mixes(
+    layout: str, mix: str, sequences: int, vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path
+) -> None:
     flags, world = LAYOUTS[layout]
-    check(flags, world, "no image", vlm, plain, tmp_path)
+    check(flags, world, mix, vlm, one_process, tmp_path, gbs=sequences)
 
 
-def test_larger_micro_batches(vlm: dict[str, Path], plain: Any, tmp_path: Path) -> None:
+def test_larger_micro_batches(vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path) -> None:
     """Features of several sequences, which lie between each other in the hidden states."""
     flags, world = LAYOUTS["tp 2, sequence parallel"]
-    check(flags, world, "mixed", vlm, plain, tmp_path, mbs=2)
+    check(flags, world, "mixed", vlm, one_process, tmp_path, mbs=2)
 
 
 EXPERTS = ["--expert-model-parallel-size", "2", "--expert-tensor-parallel-size", "1"]
 
 
-def test_experts(megatron: Any, vlm: dict[str, Path], tmp_path: Path) -> None:
+def test_experts(vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path) -> None:
     """Two replicas share the experts; megatron-core's globals know no group of experts in this place."""
-    expected = gradients(config_of(vlm["qwen3_vl_moe"], []), 1, "mixed", tmp_path / "plain")
-    mine = gradients(config_of(vlm["qwen3_vl_moe"], apart(2) + EXPERTS), 4, "mixed", tmp_path / "spread")
+    expected = one_process.gradients("mixed", "qwen3_vl_moe")
+    mine = gradients(config_of(vlm["qwen3_vl_moe"], apart(2) + EXPERTS), 4, "mixed", tmp_path)
     assert mine.loss == pytest.approx(expected.loss, rel=1e-6)
     difference, name = worst(mine.tensors, expected.tensors)
     assert difference < TOLERANCE, name
 
 
-def test_recomputed(vlm: dict[str, Path], plain: Any, tmp_path: Path) -> None:
+def test_recomputed(vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path) -> None:
     full = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
     encoder = [f"+model.image_encoder.{flag[2:]}={value}" for flag, value in zip(full[::2], full[1::2], strict=True)]
-    check(apart(1) + full + encoder, 2, "mixed", vlm, plain, tmp_path)
+    check(apart(1) + full + encoder, 2, "mixed", vlm, one_process, tmp_path)
 
 
 OPTIMIZER = [
@@ -106,11 +104,11 @@ SPREAD = {
 
 
 @pytest.mark.parametrize("layout", SPREAD)
-def test_weights_after_steps(layout: str, megatron: Any, vlm: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_after_steps(layout: str, vlm: dict[str, Path], one_process: OneProcess, tmp_path: Path) -> None:
     """The same learning rate, the same gradient norm over both sides, the same weights."""
     flags, world, family, more = SPREAD[layout]
-    results, weights = steps(config_of(vlm[family], OPTIMIZER + more), 1, STEPS, tmp_path / "plain")
-    found, mine = steps(config_of(vlm[family], OPTIMIZER + more + flags), world, STEPS, tmp_path / "spread")
+    results, weights = one_process.steps(OPTIMIZER + more, STEPS, family)
+    found, mine = steps(config_of(vlm[family], OPTIMIZER + more + flags), world, STEPS, tmp_path)
     for ours, theirs in zip(found, results, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
         assert ours.extra == pytest.approx(theirs.extra, rel=1e-5), "how evenly experts are used"

@@ -36,12 +36,6 @@ def slot_of(name: str) -> str:
     return "image_encoder" if "visual." in name else "foundation"
 
 
-@pytest.fixture(scope="module")
-def plain(megatron: Any, vlm: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> run.Measured:
-    """One process, everything trains."""
-    return run.gradients(run.config_of(vlm[FAMILY], []), 1, "mixed", tmp_path_factory.mktemp("plain"))
-
-
 @pytest.mark.parametrize(
     ("frozen", "layout"),
     [
@@ -56,11 +50,12 @@ def plain(megatron: Any, vlm: dict[str, Path], tmp_path_factory: pytest.TempPath
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_freezing_leaves_the_other_gradients_as_they_are(
-    frozen: tuple[str, ...], layout: str, vlm: dict[str, Path], plain: run.Measured, tmp_path: Path
+    frozen: tuple[str, ...], layout: str, vlm: dict[str, Path], one_process: run.OneProcess, tmp_path: Path
 ) -> None:
     flags, world = LAYOUTS[layout]
     config = run.config_of(vlm[FAMILY], [*flags, *(FROZEN[slot] for slot in frozen)])
     found = run.gradients(config, world, "mixed", tmp_path)
+    plain = one_process.gradients("mixed")
     assert found.loss == pytest.approx(plain.loss, rel=1e-6)
     expected = {
         name: torch.zeros_like(tensor) if slot_of(name) in frozen else tensor for name, tensor in plain.tensors.items()

@@ -78,7 +78,7 @@ class RowReader:
         """A row with messages and lists of media out of the layouts that shards come in."""
         media: dict[Kind, list[str]] = {kind: [] for kind in self.texts}
         for member in sample.members:
-            if (kind := kind_of(f"x.{member.extension}")) in self.texts:
+            if (kind := kind_of(f"x.{member.extension}")) is not None and kind in self.texts:
                 media[kind].append(member.extension)
         if isinstance(content, list):  # VQA: question and answer
             return self._asked(content, media)
@@ -98,7 +98,7 @@ class RowReader:
             named: dict[Kind, list[str]] = {kind: [] for kind in self.texts}
             for name in row["name"]:
                 kind = kind_of(str(name))
-                if kind not in self.texts:
+                if kind is None or kind not in self.texts:
                     raise ValueError(f"{name!r} is none of {', '.join(self.texts)} by its name.")
                 named[kind].append(str(name))
             media = named
@@ -193,9 +193,9 @@ class _Content:
         if kind == "image_url":
             url = part.get("image_url")
             return self._named(str(url.get("url") if isinstance(url, dict) else url), "image")
-        if kind in self.reader.texts:
-            name = part.get(kind, part.get("path"))
-            return self._next(kind) if name is None else self._named(str(name), kind)
+        if medium := self.reader.places.get(f"<{kind}>"):
+            name = part.get(medium, part.get("path"))
+            return self._next(medium) if name is None else self._named(str(name), medium)
         raise ValueError(
             f"message {number}: a part of type {kind!r} is not known: text, image_url, "
             f"{' or '.join(self.reader.texts)}, each with its field."
