@@ -207,12 +207,15 @@ def test_images_larger_than_the_sequence_are_refused() -> None:
         open_mock(request(visual=Squares(side=1)))
 
 
-def plan(*, encoder: bool, phase: str = "sft", **changes: Any) -> Any:
+def plan(*, encoder: bool, phase: str = "sft", rank: int = 3, **changes: Any) -> Any:
     """As much of a plan as choosing a source asks for."""
-    model = SimpleNamespace(image_encoder=object() if encoder else None, model_type=changes.pop("model_type", "seen"))
+    model = SimpleNamespace(
+        image_encoder=object() if encoder else None, model_type=changes.pop("model_type", "seen"),
+        foundation=SimpleNamespace(family="acme"),
+    )  # fmt: skip
     data = DataConfig(**{"data_path": ("a.jsonl",), **changes})
     config = SimpleNamespace(model=model, data=data, train=SimpleNamespace(training_phase=phase))
-    return SimpleNamespace(config=config)
+    return SimpleNamespace(config=config, geometry=SimpleNamespace(position_rank=rank))
 
 
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,3 +252,9 @@ def test_the_processor_is_the_compositions_with_the_runs_limits(monkeypatch: pyt
     assert opening.visual_processor(plan(encoder=False)) is None
     with pytest.raises(ConfigError, match="model_type"):
         opening.visual_processor(plan(encoder=True, model_type=None))
+    with pytest.raises(ConfigError) as refused:
+        opening.visual_processor(plan(encoder=True, rank=1))
+    assert str(refused.value) == (
+        "model.model_type=seen counts positions in 3 row(s), but model.foundation (acme) takes 1: choose a composition "
+        "that writes as many, or a foundation with mrope_section."
+    )

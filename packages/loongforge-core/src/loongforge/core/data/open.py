@@ -116,7 +116,8 @@ def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_sa
 def visual_processor(plan: Plan) -> VisualProcessor | None:
     """How the run prepares images and videos, its limits applied; None for a model without an encoder.
 
-    `ConfigError` when model_type names no composition, which alone says how.
+    `ConfigError` when model_type names no composition, which alone says how, or one that counts positions in another
+    number of rows than the foundation.
     """
     model = plan.config.model
     if model.image_encoder is None:
@@ -127,8 +128,15 @@ def visual_processor(plan: Plan) -> VisualProcessor | None:
             f"prepared: one of {', '.join(plugins.registered('compositions')) or 'none installed'}."
         )
     composition: plugins.Composition = plugins.load("compositions", model.model_type)
-    processor: VisualProcessor = composition.processor()(model)
-    return processor.with_limits(plan.config.data)
+    processor: VisualProcessor = composition.processor()(model).with_limits(plan.config.data)
+    rows, wanted = len(processor.position_ids(1, [])), plan.geometry.position_rank
+    if rows != wanted:
+        raise ConfigError(
+            f"model.model_type={model.model_type} counts positions in {rows} row(s), but model.foundation "
+            f"({model.foundation.family}) takes {wanted}: choose a composition that writes as many, or a foundation "
+            f"{'without' if wanted > 1 else 'with'} mrope_section."
+        )
+    return processor
 
 
 def segment_multiple(plan: Plan) -> int:

@@ -13,8 +13,8 @@ from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry, T
 def negotiate(model: ModelConfig) -> list[str]:
     """Every reason why the components do not fit, each naming both sides and the remedy; empty when they do.
 
-    What needs no agreement: the number of feature levels a projector turns (it takes as many as there are), and the
-    rows of position ids (the foundation says 1 or 3, and every composition can write both).
+    What needs no agreement: the number of feature levels a projector turns (it takes as many as there are). The rows of
+    position ids are compared where the composition's processor is made, in `data.open`.
     """
     if model.image_encoder is None or model.image_projector is None:
         return list(_alone(model))
