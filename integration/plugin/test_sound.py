@@ -1,4 +1,4 @@
-"""An encoder of sounds in a wheel of a third party: `<audio>` in a conversation, equal on every layout, exported."""
+"""An encoder of sounds in a wheel of a third party: `<audio>` in a conversation, equal on another layout, exported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ SHAPE = (
     "--training-phase", "sft", "--fp32", "--seq-length", "96", "--train-iters", "2", "--global-batch-size", "4",
     "--lr", "1e-3", "--data-path", "rows.jsonl", "data.num_workers=0", "data.packing=false",
 )  # fmt: skip
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "tp2, encoder tp1": ("--tensor-model-parallel-size", "2", "+model.image_encoder.tensor-model-parallel-size=1"),
-    "pp2, ahead": ("--pipeline-model-parallel-size", "2", "--enable-full-hetero-dp"),
-}
+SPREAD = ("--nproc-per-node", "2", "--tensor-model-parallel-size", "2", "--enable-full-hetero-dp")
+"""The foundation over two ranks, the ear whole on each."""
 TOLERANCE = 2e-6
 """Relative, of losses and gradient norms in fp32; sums are rounded (6e-8) in another order."""
 
@@ -68,7 +66,7 @@ def numbers(run: Path) -> list[float]:
     return [row[name] for row in rows for name in ("loss", "grad_norm")]
 
 
-def test_it_hears_the_same_on_every_layout(shell: Shell, folder: Path) -> None:
+def test_it_hears_the_same_on_another_layout(shell: Shell, folder: Path) -> None:
     first = ("--model-name", "acme-hears-tiny", "--hf-tokenizer-path", folder, *SHAPE)
     out = shell("train", *first, "--save", "first", "--save-hf", "true", cwd=folder)
     assert "audios" in out, "the report counts them"
@@ -78,6 +76,5 @@ def test_it_hears_the_same_on_every_layout(shell: Shell, folder: Path) -> None:
     shell("train", *start, "--save", "plain", cwd=folder)
     expected = numbers(folder / "plain")
     assert len(set(expected)) == 4, "the model changes"
-    for name, flags in LAYOUTS.items():
-        shell("train", *start, "--nproc-per-node", "2", *flags, "--save", name, cwd=folder)
-        assert numbers(folder / name) == pytest.approx(expected, rel=TOLERANCE), name
+    shell("train", *start, *SPREAD, "--save", "spread", cwd=folder)
+    assert numbers(folder / "spread") == pytest.approx(expected, rel=TOLERANCE)
