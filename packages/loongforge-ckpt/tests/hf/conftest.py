@@ -249,3 +249,5 @@ def write_hf(path: Path, tied: bool, dtype: torch.dtype, max_shard_size: str) ->
     model.save_pretrained(path, max_shard_size=max_shard_size)
     (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (path / "chat_template.jinja").write_text("{{ messages }}")
+    (path / "modeling_tiny.py").write_text("raise RuntimeError('the code of a checkpoint is never run')")
+    (path / "train.py").write_text("")

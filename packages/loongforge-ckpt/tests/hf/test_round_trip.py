@@ -80,8 +80,9 @@ def check_directory(out: Path, source: Path, theirs: dict[str, torch.Tensor]) ->
     files = sorted(path.name for path in out.glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     assert set(files) == set(index["weight_map"].values())
-    for name in ("tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer_config.json", "chat_template.jinja", "modeling_tiny.py"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
+    assert not (out / "train.py").exists(), "what is not the model's stays where it is"
     assert [path.name for path in out.parent.iterdir()] == ["out"], "nothing else is left behind"
 
 

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from loongforge.core.errors import DataError
+from loongforge.data import tiktoken_file
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names under which a tokenizer configuration lists its special tokens; chat templates refer to them."""
@@ -55,7 +56,7 @@ class Tokenizer(Protocol):
 
 
 class HFTokenizer:
-    """`tokenizer.json` of a directory, with the special tokens its JSON files name.
+    """`tokenizer.json` or `qwen.tiktoken` of a directory, with the special tokens its JSON files name.
 
     Truncation, padding and the addition of special tokens that `tokenizer.json` may ask for are switched off: training
     data decides its own lengths, and character offsets stay those of the text.
@@ -63,18 +64,21 @@ class HFTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise DataError(f"no tokenizer.json in {self.path}: give its directory with --hf-tokenizer-path.")
+        file = self._file()
         self._bytes = file.read_bytes()
         try:
-            self.backend = Backend.from_buffer(self._bytes)
+            self.backend = (
+                tiktoken_file.backend(self._bytes)
+                if file.name == tiktoken_file.NAME
+                else Backend.from_buffer(self._bytes)
+            )
         except Exception as error:  # the library raises bare Exception for a file it cannot use
             raise DataError(f"{file} is not a tokenizer this version of `tokenizers` can read: {error}") from error
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.post_processor = processors.Sequence([])  # pyright: ignore[reportAttributeAccessIssue]
-        self.config = self._json("tokenizer_config.json")
+        end = {"eos_token": tiktoken_file.END} if file.name == tiktoken_file.NAME else {}
+        self.config = {**end, **self._json("tokenizer_config.json")}
         self._add_missing_tokens()
 
     @cached_property
@@ -152,6 +156,19 @@ class HFTokenizer:
         digest = hashlib.blake2b(self._bytes, digest_size=8)
         digest.update(repr((sorted(self.backend.get_added_tokens_decoder()), self._special_id("eos"))).encode())
         return digest.hexdigest()
+
+    def _file(self) -> Path:
+        """What the tokens are read from; `DataError` with the way to such a file when there is none."""
+        for name in ("tokenizer.json", tiktoken_file.NAME):
+            if (self.path / name).is_file():
+                return self.path / name
+        if (self.path / "tokenizer.model").is_file():
+            raise DataError(
+                f"{self.path} has a tokenizer.model and no tokenizer.json: transformers writes it once, "
+                f"AutoTokenizer.from_pretrained({str(self.path)!r}).save_pretrained({str(self.path)!r}), with "
+                "trust_remote_code=True where code comes with the weights (InternLM2)."
+            )
+        raise DataError(f"no tokenizer.json in {self.path}: give its directory with --hf-tokenizer-path.")
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name

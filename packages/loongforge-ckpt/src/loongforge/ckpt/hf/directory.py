@@ -18,18 +18,25 @@ TRAVEL = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "configuration_*.py",
+    "cpp_kernels.py",
     "generation_config.json",
     "merges.txt",
+    "modeling_*.py",
     "preprocessor_config.json",
     "processor_config.json",
+    "qwen.tiktoken",
+    "qwen_generation_utils.py",
     "special_tokens_map.json",
+    "tokenization_*.py",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
     "vocab.json",
 )
-"""Files beside the weights that belong to the model and move with it unchanged."""
+"""Files beside the weights that belong to the model and move with it unchanged, code for transformers' `auto_map` too;
+patterns of `fnmatch`. Nothing here ever runs that code."""
 
 
 def detect(path: str | Path) -> bool:
@@ -106,6 +113,12 @@ def foreign_entries(path: Path) -> list[str]:
     return sorted(
         entry.name for entry in path.iterdir() if entry.is_dir() or not any(fnmatch(entry.name, one) for one in own)
     )
+
+
+def travellers(path: Path) -> list[Path]:
+    """Files of a directory that move with the model."""
+    files = (entry for entry in path.iterdir() if any(fnmatch(entry.name, one) for one in TRAVEL))
+    return sorted(entry for entry in files if entry.is_file())
 
 
 def _is_plain(file: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from loongforge.ckpt.hf.container import ContainerWriter
-from loongforge.ckpt.hf.directory import CONFIG, INDEX, SINGLE, TRAVEL, foreign_entries, incomplete, replaced
+from loongforge.ckpt.hf.directory import CONFIG, INDEX, SINGLE, foreign_entries, incomplete, replaced, travellers
 from loongforge.ckpt.hf.parameters import collect
 from loongforge.ckpt.hf.shards import (
     SHARD_BYTES,
@@ -189,11 +189,9 @@ def _finish(move: WeightMove, target: Path, work: Path, plan: ExportPlan) -> lis
         if SINGLE not in plan.files.values():
             where = dict(sorted(plan.files.items()))
             _write_json(work / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": where})
-        for name in TRAVEL if move.travel is not None else ():
-            assert move.travel is not None, "only then is there a name"
-            if (move.travel / name).is_file():
-                shutil.copyfile(move.travel / name, work / name)
-                _sync(work / name)
+        for file in travellers(move.travel) if move.travel is not None else ():
+            shutil.copyfile(file, work / file.name)
+            _sync(work / file.name)
         _sync(work)
         _publish(work, target)
     except OSError as error:

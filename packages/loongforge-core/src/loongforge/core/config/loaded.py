@@ -19,7 +19,7 @@ SAVED_RUN = "config.yaml"
 FOUNDATION = "foundation"
 """The slot that has a tokenizer, and its directory in an export that has one directory for each component."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "qwen.tiktoken")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,7 +150,8 @@ def tokenizer_directory(plan: Plan) -> str | None:
     given, load = plan.config.tokenizer.hf_tokenizer_path, plan.config.checkpoint.load
     if given:
         return given
-    return load if load and (Path(load) / "tokenizer.json").is_file() else None
+    files = ("tokenizer.json", "qwen.tiktoken")
+    return load if load and any((Path(load) / file).is_file() for file in files) else None
 
 
 def _cache(plan: Plan, paths: tuple[str, ...]) -> Path:
