@@ -98,6 +98,13 @@ REFUSALS: list[tuple[int, dict[str, Any], str]] = [
     ),
     (
         1,
+        {"rotary_limit": 64},
+        "train.seq_length=128 is more than the 64 tokens up to which this model's rotary positions are the plain ones: "
+        "use at most 64, or train it without the stretch (rope_scaling null in config.json, "
+        "model.foundation.dynamic_rope_factor=null).",
+    ),
+    (
+        1,
         {VPP: 2},
         "parallel.virtual_pipeline_model_parallel_size=2 interleaves pipeline stages, but "
         "pipeline_model_parallel_size=1: raise it or drop the virtual stages.",
@@ -204,6 +211,7 @@ def test_all_problems_come_at_once():
         (1, {"freeze": True, "lr": 0.0}),
         (2, {TP: 2, "expert_tensor_parallel_size": 2}),
         (1, {"lr_warmup_iters": 10, "lr_decay_iters": 11}),
+        (1, {"rotary_limit": 128}),
     ],
 )
 def test_what_can_run_is_not_refused(world: int, options: dict[str, Any]):

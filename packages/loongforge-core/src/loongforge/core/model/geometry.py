@@ -176,6 +176,8 @@ class TransformerGeometry:
     mrope_interleaved: bool = False
     """Frequencies take turns t, h, w, t, h, w, ... (Qwen3-VL) instead of standing in three sections (Qwen2-VL)."""
     rope_scaling: Llama3Scaling | None = None
+    rotary_limit: int | None = None
+    """Tokens beyond which the model would take other rotary frequencies, which are not computed here."""
     experts: ExpertGeometry | None = None
     latent: LatentGeometry | None = None
     """Latent attention; num_query_groups equals num_attention_heads and kv_channels is qk_nope + qk_rope then."""

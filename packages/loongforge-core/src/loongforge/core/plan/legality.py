@@ -23,8 +23,8 @@ def problems(candidate: Candidate) -> tuple[str, ...]:
     if candidate.world < 1:
         return (f"world={candidate.world!r} must be at least 1: start at least one worker.",)
     rules = (
-        _world, _batch, _length, _schedule, _tensor, _training, _sequence, _pipeline, _optimizer, _recompute,
-        latent_rules, delta_rules, expert_rules, encoder_rules, _parts,
+        _world, _batch, _length, _schedule, _tensor, _training, _sequence, _positions, _pipeline, _optimizer,
+        _recompute, latent_rules, delta_rules, expert_rules, encoder_rules, _parts,
     )  # fmt: skip
     return tuple(problem for rule in rules for problem in rule(candidate))
 
@@ -175,6 +175,16 @@ def _sequence(candidate: Candidate) -> Iterator[str]:
         yield (
             f"train.seq_length={length} cannot be split for sequence_parallel: {length // layout.cp} tokens per "
             f"context parallel rank over tp={layout.tp}: use {-(-length // (2 * both)) * 2 * both}."
+        )
+
+
+def _positions(candidate: Candidate) -> Iterator[str]:
+    length, limit = candidate.config.train.seq_length, candidate.geometry.rotary_limit
+    if limit is not None and length > limit:
+        yield (
+            f"train.seq_length={length} is more than the {limit} tokens up to which this model's rotary positions are "
+            f"the plain ones: use at most {limit}, or train it without the stretch (rope_scaling null in config.json, "
+            "model.foundation.dynamic_rope_factor=null)."
         )
 
 
