@@ -16,13 +16,13 @@ Tensors = Iterator[tuple[str, Shape]]
 
 def index_of(config: Config) -> dict[str, Shape]:
     """Every tensor of the checkpoint that `config` belongs to."""
-    hidden, vocab = config["hidden_size"], config["vocab_size"]
-    found: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    hidden, vocab, kind = config["hidden_size"], config["vocab_size"], config["model_type"]
+    embedding, norm, head, layers = ENDS.get(kind, ("model.embed_tokens", "model.norm", "lm_head", "model.layers"))
+    found: dict[str, Shape] = {f"{embedding}.weight": (vocab, hidden), f"{norm}.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (vocab, hidden)
-    layer = LAYERS[config["model_type"]]
+        found[f"{head}.weight"] = (vocab, hidden)
     for number in range(config["num_hidden_layers"]):
-        found |= {f"model.layers.{number}.{name}": shape for name, shape in layer(config, number)}
+        found |= {f"{layers}.{number}.{name}": shape for name, shape in LAYERS[kind](config, number)}
     return found
 
 
@@ -159,8 +159,42 @@ def minimax_m2(config: Config, number: int) -> Tensors:
         yield f"{place}.experts.{expert}.w3.weight", (width, hidden)
 
 
+def qwen(config: Config, number: int) -> Tensors:
+    """The first Qwen."""
+    hidden, width = config["hidden_size"], config["intermediate_size"] // 2
+    for norm in ("ln_1", "ln_2"):
+        yield f"{norm}.weight", (hidden,)
+    yield "attn.c_attn.weight", (3 * hidden, hidden)
+    yield "attn.c_attn.bias", (3 * hidden,)
+    yield "attn.c_proj.weight", (hidden, hidden)
+    yield "mlp.w1.weight", (width, hidden)
+    yield "mlp.w2.weight", (width, hidden)
+    yield "mlp.c_proj.weight", (hidden, width)
+
+
+def internlm2(config: Config, number: int) -> Tensors:
+    """InternLM2.5."""
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"] + 2 * config["num_key_value_heads"]
+    for norm in ("attention_norm", "ffn_norm"):
+        yield f"{norm}.weight", (hidden,)
+    yield "attention.wqkv.weight", (heads * head_dim(config), hidden)
+    yield "attention.wo.weight", (hidden, hidden)
+    yield "feed_forward.w1.weight", (width, hidden)
+    yield "feed_forward.w2.weight", (hidden, width)
+    yield "feed_forward.w3.weight", (width, hidden)
+
+
+ENDS: Mapping[str, tuple[str, str, str, str]] = {
+    "qwen": ("transformer.wte", "transformer.ln_f", "lm_head", "transformer.h"),
+    "internlm2": ("model.tok_embeddings", "model.norm", "output", "model.layers"),
+}
+"""Embedding, last norm, output matrix and layers by `model_type`, where they are not called as in LLaMA."""
+
 LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "llama": dense,
+    "qwen": qwen,
+    "internlm2": internlm2,
     "qwen2": dense,
     "qwen3": dense,
     "qwen3_moe": qwen3_moe,

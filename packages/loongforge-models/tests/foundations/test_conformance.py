@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from released import FAMILIES
 
 from loongforge.core.testing.conformance import check_family
 
@@ -50,6 +51,8 @@ DIRECT = {
 @pytest.mark.parametrize(
     ("family", "tiny"),
     [
+        ("qwen", {}),
+        ("internlm2", {}),
         ("qwen2", {}),
         ("llama", {"original_max_position_embeddings": 16}),  # so that the stretch reaches the tiny frequencies
         ("qwen3_moe", EXPERTS),
@@ -63,4 +66,5 @@ DIRECT = {
 )
 def test_family_conforms(family: str, tiny: dict[str, Any]) -> None:
     report = check_family(family, tiny=tiny)
-    assert not report.skipped
+    # integration/zoo has a reference of its own for families without a class of transformers.
+    assert [one.check for one in report.skipped] == ([] if FAMILIES[family].transformers else ["transformers"])

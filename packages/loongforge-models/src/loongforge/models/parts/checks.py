@@ -66,6 +66,14 @@ def wrong_groups(label: str, config: Any) -> list[str]:
     return problems
 
 
+def wrong_head(label: str, config: Any) -> list[str]:
+    """The hidden size is shared evenly among the heads, and rotation pairs the channels of one."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % (2 * heads):
+        return [f"{label}: hidden_size={width!r} must be a multiple of 2 x num_attention_heads={heads!r}."]
+    return []
+
+
 def wrong_sections(label: str, config: Any) -> list[str]:
     """Sections of multimodal positions share all rotated pairs of a head among time, height and width."""
     section = config.mrope_section

@@ -6,6 +6,7 @@ matrix are rules too.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from loongforge.core.model.geometry import TransformerGeometry
@@ -21,30 +22,42 @@ ExpertLayout = Literal["per_expert", "stacked", "stacked_transposed"]
 `down_proj` [E, H, I]; or those with their last two dimensions exchanged."""
 
 
-def table(geometry: TransformerGeometry, *layer: Rule, ignored: tuple[str, ...] = ()) -> WeightTable:
+def table(
+    geometry: TransformerGeometry,
+    *layer: Rule,
+    ignored: tuple[str, ...] = (),
+    embedding: str = "model.embed_tokens.weight",
+    norm: str = "model.norm.weight",
+    head: str = "lm_head.weight",
+) -> WeightTable:
     """The whole table from the rules of one layer: embedding, last norm, output matrix, tied or not, besides."""
     tied = geometry.tie_word_embeddings
-    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
     # Some exports of tied models store the head as well: the embedding again.
-    again = (r"lm_head\.weight",) if tied else ()
+    again = (re.escape(head),) if tied else ()
     return WeightTable(
         rules=(
-            Copy(megatron="embedding.word_embeddings.weight", hf="model.embed_tokens.weight", shard_dim=0, vocab=True),
+            Copy(megatron="embedding.word_embeddings.weight", hf=embedding, shard_dim=0, vocab=True),
             *layer,
-            Copy(megatron="decoder.final_layernorm.weight", hf="model.norm.weight"),
-            Copy(megatron="output_layer.weight", hf=head, shard_dim=0, vocab=True),
+            Copy(megatron="decoder.final_layernorm.weight", hf=norm),
+            Copy(megatron="output_layer.weight", hf=embedding if tied else head, shard_dim=0, vocab=True),
         ),
         ignored_hf=(*again, *ignored),
     )
 
 
+def input_norm(hf: str = HF_LAYER + "input_layernorm.weight") -> tuple[Rule, ...]:
+    """The norm before attention with query, key and value in one matrix."""
+    return (
+        Copy(megatron=LAYER + "input_layernorm.weight", hf=hf),
+        Copy(megatron=ATTENTION + "linear_qkv.layer_norm_weight", hf=hf),
+    )
+
+
 def grouped_attention(geometry: TransformerGeometry) -> tuple[Rule, ...]:
     """Input norm and grouped-query attention, with biases and head norms as the geometry says."""
-    before = HF_LAYER + "input_layernorm.weight"
     kinds = ("weight", "bias") if geometry.add_qkv_bias else ("weight",)
     return (
-        Copy(megatron=LAYER + "input_layernorm.weight", hf=before),
-        Copy(megatron=ATTENTION + "linear_qkv.layer_norm_weight", hf=before),
+        *input_norm(),
         *(
             FuseQKV(
                 megatron=f"{ATTENTION}linear_qkv.{kind}",
@@ -89,12 +102,11 @@ def latent_attention(geometry: TransformerGeometry) -> tuple[Rule, ...]:
     )
 
 
-def mlp_norm() -> tuple[Rule, ...]:
+def mlp_norm(hf: str = HF_LAYER + "post_attention_layernorm.weight") -> tuple[Rule, ...]:
     """The norm before an MLP or its experts."""
-    before = HF_LAYER + "post_attention_layernorm.weight"
     return (
-        Copy(megatron=LAYER + "pre_mlp_layernorm.weight", hf=before),
-        Copy(megatron=MLP + "linear_fc1.layer_norm_weight", hf=before),
+        Copy(megatron=LAYER + "pre_mlp_layernorm.weight", hf=hf),
+        Copy(megatron=MLP + "linear_fc1.layer_norm_weight", hf=hf),
     )
 
 
