@@ -247,8 +247,8 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
     (
         2,
         {TP: 2, "delta": tiny.DELTA},
-        "a gated delta rule with tensor_model_parallel_size=2 needs sequence_parallel, by which the gradient of its head "
-        "norm is summed over ranks: turn it on.",
+        "a gated delta rule with tensor_model_parallel_size=2 needs sequence_parallel, by which the gradient of its "
+        "head norm is summed over ranks: turn it on.",
     ),
     (
         2,
