@@ -156,6 +156,18 @@ def test_a_failing_sample_reaches_the_trainer_by_number(workers: int, error: Exc
     assert str(caught.value) == f"sample 5 cannot be read: {text}"
 
 
+def test_packed_and_plain_samples_do_not_mix() -> None:
+    class Mixed(Broken):
+        def __getitem__(self, index: int):
+            return mock(packing=bool(index % 2))[index]
+
+    with (
+        pytest.raises(DataError, match=r"samples \[0, 1\]: packed and unpacked ones do not mix"),
+        Loader(Mixed(KeyError()), LoaderShape(micro_batch_size=2, num_microbatches=1)) as loader,
+    ):
+        loader.step()
+
+
 def test_the_models_random_numbers_are_not_touched() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
