@@ -17,12 +17,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def megatron() -> Any:
-    """megatron-core on the CPU platform, imported once for every forked worker. The platform."""
-    from loongforge.core.megatron.start import start_megatron
+    """megatron-core on the CPU platform and the trainer, imported once for every forked worker. The platform."""
+    from loongforge.core.megatron.start import preload
     from loongforge.core.platform import choose
 
     platform = choose("cpu").platform()
-    start_megatron(platform)
+    preload(platform)
     return platform
 
 

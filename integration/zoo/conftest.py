@@ -32,6 +32,9 @@ def zoo(megatron: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory)
     """Cases with everything that more than one test needs of them, made once."""
     from keeper import Keeper
 
+    import loongforge.ckpt.hf.load
+    import loongforge.ckpt.verify.measure  # noqa: F401 - for the workers, which are forked from here
+
     return Keeper(reference, tmp_path_factory.mktemp("zoo"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Meta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@cache
 def run_of(size: str, *flags: str) -> Any:
     return resolve(["--model-name", size, "--train-iters", "1", *flags], note=lambda _: None)
 
@@ -77,8 +78,8 @@ def tensors_of(worker: Any, size: str) -> tuple[dict[str, tuple[int, ...]], list
 def test_model_and_table_are_the_released_checkpoint(family: str, size: str, megatron: Any) -> None:
     from loongforge.core.testing import run_distributed
 
+    expected = index_of(run_of(size).model.foundation.geometry.to_hf())  # resolved before the worker is forked
     ((shapes, orphans),) = run_distributed(partial(tensors_of, size=size), 1)
-    expected = index_of(run_of(size).model.foundation.geometry.to_hf())
     assert orphans == []
     assert shapes.keys() == expected.keys(), sorted(shapes.keys() ^ expected.keys())[:5]
     assert {name: shape for name, shape in shapes.items() if shape != expected[name]} == {}

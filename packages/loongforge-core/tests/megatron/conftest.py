@@ -16,12 +16,12 @@ def tiny() -> Any:
     """The module `tiny_experts`: it imports megatron-core, which must come after the platform."""
     import torch
 
-    from loongforge.core.megatron.start import start_megatron
+    from loongforge.core.megatron.start import preload
     from loongforge.core.platform import choose
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # transformers' side runs here, and a fork must not wait for a pool of threads
-    start_megatron(choose("cpu").platform())
+    preload(choose("cpu").platform())
     import tiny_experts
 
     yield tiny_experts

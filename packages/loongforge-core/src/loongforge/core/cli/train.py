@@ -96,13 +96,9 @@ def _launch(config: RunConfig, nproc: int) -> int:
 
     platform = choose(config.platform).platform()
 
-    def preload() -> None:
-        """Import once what every forked worker needs."""
-        import torch._dynamo  # noqa: F401 - torch's optimizers import it at their first step
+    def ahead() -> None:
+        from loongforge.core.megatron.start import preload
 
-        import loongforge.core.run  # noqa: F401
-        from loongforge.core.megatron.start import start_megatron
+        preload(platform)
 
-        start_megatron(platform)
-
-    return launch(config, run_worker, nproc=nproc, preload=preload if platform.fork_safe else None)
+    return launch(config, run_worker, nproc=nproc, preload=ahead if platform.fork_safe else None)

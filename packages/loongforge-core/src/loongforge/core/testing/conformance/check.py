@@ -69,10 +69,10 @@ def _checks(plugin: Plugin, tiny: Mapping[str, Any], directory: Path) -> Iterato
     yield "sizes", partial(registration.sizes_resolve, plugin)
     yield "configuration", partial(registration.config_round_trips, plugin)
 
-    from loongforge.core.megatron.start import start_megatron
+    from loongforge.core.megatron.start import preload
     from loongforge.core.platform import choose
 
-    start_megatron(choose("cpu").platform())
+    preload(choose("cpu").platform())
     from loongforge.core.testing.conformance import layouts, resume, transformers_parity, weights
     from loongforge.core.testing.conformance.subject import Subject
 
