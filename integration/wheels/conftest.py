@@ -88,6 +88,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     return found
 
 
+@pytest.fixture
+def data_without_compiler(tmp_path: Path) -> Path:
+    """The wheel of loongforge-data as it is where there is no C++ compiler."""
+    uv("build", "--package", "loongforge-data", "--wheel", "--no-sources", "--out-dir", tmp_path, CXX="")
+    (wheel,) = tmp_path.glob("*.whl")
+    return wheel
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanEnvironment:
     """A virtual environment outside the workspace."""

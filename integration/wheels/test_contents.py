@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
 
 import pytest
 
 SHORTS = ("kernels", "core", "models", "data", "ckpt", "xpu")
+CORE = f"loongforge/data/solve/_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def strangers(files: set[str], short: str) -> set[str]:
@@ -44,10 +50,28 @@ def test_the_ownership_check_can_fail() -> None:
 
 @pytest.mark.parametrize("short", SHORTS)
 def test_the_wheel_holds_all_of_the_source(built, short: str) -> None:
-    """Data files too: YAML, TOML, CUDA sources, READMEs of families."""
+    """Data files too: YAML, TOML, CUDA sources, READMEs of families. What is compiled is in the wheel alone."""
     source = {path.removeprefix("src/") for path in built[short].sdist_files if path.startswith("src/")}
-    assert built[short].code == source
-    assert not any("__pycache__" in path for path in source)
+    assert not any("__pycache__" in path or path.endswith(".so") for path in source)
+    compiled = {path for path in built[short].code if path.endswith(".so")}
+    assert built[short].code - compiled == source
+    assert compiled <= {CORE} if short == "data" else not compiled
+
+
+def test_the_native_core_is_built_where_there_is_a_compiler(built) -> None:
+    """Its wheel then says for which Python and machine it is; the sdist has what it is made of."""
+    assert {"hatch_build.py", "native/module.cpp"} <= built["data"].sdist_files
+    if shutil.which("c++") and Path(sysconfig.get_path("include"), "Python.h").exists():
+        assert CORE in built["data"].code
+        assert built["data"].wheel.name.partition("-0.1.0-")[2].startswith(f"cp{sys.version_info.major}")
+    else:
+        assert built["data"].wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_without_a_compiler_the_wheel_is_pure(data_without_compiler: Path) -> None:
+    assert data_without_compiler.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(data_without_compiler) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 
 def test_every_configuration_travels_with_the_models(built) -> None:

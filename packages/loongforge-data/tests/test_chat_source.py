@@ -12,7 +12,6 @@ import pytest
 
 from loongforge.core.errors import DataError
 from loongforge.data.chat import ChatSource, open_chat
-from loongforge.data.pack import best_fit_decreasing
 from loongforge.data.tokenizer import HFTokenizer
 
 SEQ = 64
@@ -244,16 +243,3 @@ def test_what_packing_and_tokenizer_need(file: Path, request_for, tmp_path: Path
         open_chat(request_for(file, tokenizer_path=None))
     with pytest.raises(DataError, match="no file"):
         open_chat(request_for(tmp_path / "absent.jsonl"))
-
-
-def test_packing_is_tight_complete_and_deterministic() -> None:
-    generator = np.random.default_rng(3)
-    lengths = np.minimum(generator.lognormal(5, 1, size=3000).astype(np.int64) + 1, 2048)
-    packs = best_fit_decreasing(lengths, 2048)
-    assert sorted(packs.items.tolist()) == list(range(3000))
-    fills = [int(lengths[packs[pack]].sum()) for pack in range(len(packs))]
-    assert max(fills) <= 2048
-    assert len(packs) <= np.ceil(lengths.sum() / 2048) * 1.002 + 1
-    again = best_fit_decreasing(lengths.copy(), 2048)
-    np.testing.assert_array_equal(packs.items, again.items)
-    np.testing.assert_array_equal(packs.offsets, again.offsets)

@@ -15,7 +15,7 @@ from loongforge.core.data.contract import Sample, SourceRequest
 from loongforge.core.errors import DataError
 from loongforge.data.blend import Blend
 from loongforge.data.once import build_once
-from loongforge.data.pack import Packs, best_fit_decreasing
+from loongforge.data.pack import Packs
 from loongforge.data.permute import Permutation, derive_key
 
 _FORMAT = 1
@@ -103,7 +103,7 @@ def plan_packs(lengths: np.ndarray, request: SourceRequest, content: str) -> Pac
     target = request.cache / f"packs-{hashlib.blake2b(decisive.encode(), digest_size=8).hexdigest()}.npz"
 
     def build() -> None:
-        packs = best_fit_decreasing(padded(lengths - 1, request.segment_multiple), request.seq_length)
+        packs = Packs.fit(padded(lengths - 1, request.segment_multiple), request.seq_length)
         content = io.BytesIO()
         np.savez(content, items=packs.items, offsets=packs.offsets)
         temporary = target.with_name(f"{target.name}.writing-{os.getpid()}")
