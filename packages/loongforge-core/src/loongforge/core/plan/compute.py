@@ -12,14 +12,17 @@ from loongforge.core.plan.parameters import dense_layers
 from loongforge.core.plan.plan import Plan
 
 
-def flops_per_token(plan: Plan) -> int:
+def flops_per_token(plan: Plan, length: int | None = None) -> int:
     """Model FLOPs per token of the foundation, forward and backward, as Chowdhery et al., "PaLM" (2022), appendix B.
+
+    In a document of `length` tokens, of the plan's sequence length when None.
 
     Two per multiply-add of every matrix that a token passes (of the experts: those it is sent to), three times for the
     forward pass and both gradients; attention counts half of s x s because it is causal. Recomputation, norms and the
     embedding look-up do not count.
     """
     geometry = plan.geometry
+    length = plan.seq_length if length is None else length
     plain = dense_layers(geometry)
     matrices = geometry.num_layers * _attention_matrices(geometry) + geometry.hidden_size * plan.padded_vocab_size
     matrices += plain * (3 if geometry.swiglu else 2) * geometry.ffn_hidden_size * geometry.hidden_size
@@ -28,8 +31,8 @@ def flops_per_token(plan: Plan) -> int:
         matrices += (geometry.num_layers - plain) * geometry.hidden_size * (widths + experts.num_experts)
     if delta := geometry.delta:
         instead = delta_matrices(geometry, delta) + rule_products(delta)
-        matrices += len(delta.layers) * (instead - _attention_matrices(geometry) - _products(geometry, plan.seq_length))
-    return foundation_passes(plan) * 2 * (matrices + geometry.num_layers * _products(geometry, plan.seq_length))
+        matrices += len(delta.layers) * (instead - _attention_matrices(geometry) - _products(geometry, length))
+    return foundation_passes(plan) * 2 * (matrices + geometry.num_layers * _products(geometry, length))
 
 
 def foundation_passes(plan: Plan) -> int:

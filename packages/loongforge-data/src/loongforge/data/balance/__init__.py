@@ -7,3 +7,5 @@ same numbers in every process, so ranks that know all costs need not talk about 
 from loongforge.data.balance.deal import assign as assign
 from loongforge.data.balance.deal import bound as bound
 from loongforge.data.balance.deal import rebalance as rebalance
+from loongforge.data.balance.plan import StepPlan as StepPlan
+from loongforge.data.balance.plan import plan_step as plan_step

@@ -90,7 +90,7 @@ def rebalance(
     """
     values, count, most = numbers(costs, "costs"), limit(ranks, "ranks"), limit(cap, "cap")
     sizes, homes = whole_numbers(tokens, "tokens"), whole_numbers(home, "home")
-    _check_items(values, count, homes, sizes, most)
+    check_items(values, count, homes, sizes, most)
     if not 0 <= aim < 1:
         raise ItemError(f"aim={aim!r} must be between 0 and 1, for example 0.01.")
     return _lists(rebalanced(values, count, homes, sizes, most, aim), count)
@@ -102,14 +102,14 @@ def rebalanced(costs: np.ndarray, ranks: int, home: np.ndarray, tokens: np.ndarr
     order = descending(values)
     values = values[order]
     least = _bound(values, ranks)
-    held = Held(tokens[order], home[order], _with_room(values, home[order], tokens[order], ranks, cap))
+    held = Held(tokens[order], home[order], with_room(values, home[order], tokens[order], ranks, cap))
     near, accepted = (least + int(least * share) for share in (aim, 2 * aim))
     owner = np.empty(len(values), dtype=np.int64)
     owner[order] = solver().rebalance(values, held, ranks, cap, near, accepted, _LOOK_REBALANCE)
     return owner
 
 
-def _with_room(costs: np.ndarray, home: np.ndarray, tokens: np.ndarray, ranks: int, cap: int) -> np.ndarray:
+def with_room(costs: np.ndarray, home: np.ndarray, tokens: np.ndarray, ranks: int, cap: int) -> np.ndarray:
     """`home`, or a start near it where a rank holds more than the cap: that rank gives to those with least load."""
     used, loads = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     np.add.at(used, home, tokens)
@@ -156,7 +156,7 @@ def _packed(tokens: np.ndarray, ranks: int, cap: int) -> np.ndarray:
     return start
 
 
-def _check_items(costs: np.ndarray, ranks: int, home: np.ndarray, tokens: np.ndarray, cap: int) -> None:
+def check_items(costs: np.ndarray, ranks: int, home: np.ndarray, tokens: np.ndarray, cap: int) -> None:
     if not len(costs) == len(home) == len(tokens):
         raise ItemError(f"{len(costs)} costs, {len(home)} homes and {len(tokens)} tokens: give one of each per item.")
     if (strangers := np.flatnonzero(home >= ranks)).size:
