@@ -18,7 +18,7 @@ from loongforge.data.once import build_once
 from loongforge.data.pack import Packs
 from loongforge.data.permute import Permutation, derive_key
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when packs of an earlier version must not be read."""
 
 
