@@ -1,4 +1,4 @@
-"""The language model every text family shares: embedding, decoder block, output layer, loss.
+"""The language model every text family shares: embedding, decoder block, further prediction layers, output layer, loss.
 
 One class over megatron-core's parts, so that no family depends on `GPTModel` (deprecated upstream) or `HybridModel`
 (without multimodal rotary embedding). Families add blocks through the spec, not through subclasses.
@@ -18,9 +18,10 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from loongforge.core.megatron.deepstack import levels_context
 from loongforge.core.megatron.layers import PackedRow
 from loongforge.core.megatron.positions import Rotary
+from loongforge.core.megatron.prediction import prediction_block
 from loongforge.core.megatron.specs import block_spec
 from loongforge.core.megatron.visual import merge
-from loongforge.core.model.contract import BuildContext, Visual
+from loongforge.core.model.contract import Ahead, BuildContext, Visual
 from loongforge.core.model.geometry import TransformerGeometry
 
 
@@ -71,7 +72,9 @@ class LanguageModel(LanguageModule):
         self.vocab_size = context.padded_vocab_size
         self.tokens = geometry.vocab_size
         self.tp_rank, self.tp_size = groups.tp.rank(), groups.tp.size()
-        if self.pre_process:
+        # Further layers embed tokens too: the last stage has a copy of the embedding, which megatron-core keeps equal.
+        self.mtp_process = self.post_process and geometry.prediction_layers > 0  # its helpers ask for this name
+        if self.pre_process or self.mtp_process:
             self.embedding = LanguageModelEmbedding(
                 config=config, vocab_size=self.vocab_size, max_sequence_length=context.seq_length,
                 position_embedding_type="rope", tp_group=groups.tp,
@@ -93,12 +96,15 @@ class LanguageModel(LanguageModule):
         assert not self.pre_process or len(self.decoder.layers) >= context.deepstack, (
             f"the first chunk's {len(self.decoder.layers)} layers cannot add {context.deepstack} deepstack levels"
         )
+        if self.mtp_process:  # megatron-core's schedules look into whatever has this name
+            self.mtp = prediction_block(geometry, context)
         if self.post_process:
             self.output_layer = OutputLayer(
                 config.hidden_size, self.vocab_size, config=config, init_method=config.init_method, bias=False,
                 skip_bias_add=False, gather_output=False, tp_group=groups.tp,
                 linear_cross_entropy=context.layers.linear_cross_entropy, tokens=self.tokens,
-                skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
+                skip_weight_param_allocation=self.share_embeddings_and_output_weights
+                and (self.pre_process or self.mtp_process),
             )  # fmt: skip
         if self.pre_process or self.post_process:
             self.setup_embeddings_and_output_layer()
@@ -115,23 +121,44 @@ class LanguageModel(LanguageModule):
         packed: PackedRow | None = None,
         loss_mask: torch.Tensor | None = None,
         visual: Visual | None = None,
+        ahead: Ahead | None = None,
     ) -> torch.Tensor:
         """Tokens int64 `[B, S]` to hidden `[S, B, H]` before the last stage; position ids `[B, S]` or `[3, B, S]`.
 
         On the last stage the loss of every token, fp32 `[B, S]`; without labels the logits of this tensor parallel
         rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says how the caller will weight the losses; it changes no result.
-        `visual` goes to the first chunk alone: its features replace the embeddings at their positions.
+        `visual` goes to the first chunk alone: its features replace the embeddings at their positions. With `ahead` the
+        last stage's answer has one more dimension in front, `[1 + D, ...]`: the model's own, then each depth's.
         """
         hidden = self._embed(tokens, position_ids, visual) if self.pre_process else None
+        rotary = None if self.rotary is None else self.rotary(tokens, position_ids, packed)
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=None if self.rotary is None else self.rotary(tokens, position_ids, packed),
+            rotary_pos_emb=rotary,
             packed_seq_params=packed,
             **levels_context(visual, self.config.params_dtype),
         )
         if not self.post_process:
             return hidden
+        if ahead is None:
+            return self._answer(hidden, labels, loss_mask)
+        assert self.mtp_process, "the geometry has further layers where a batch says what they see"
+        everything = self.mtp(
+            input_ids=ahead.tokens, position_ids=None, hidden_states=hidden, attention_mask=None,
+            rotary_pos_emb=rotary, packed_seq_params=packed, embedding=self.embedding,
+        )  # fmt: skip
+        own, *further = everything.chunk(1 + len(ahead.tokens))
+        answers = [self._answer(own, labels, loss_mask)]
+        for depth, one in enumerate(further):
+            asked = None if labels is None else ahead.labels[depth]
+            answers.append(self._answer(one, asked, ahead.loss_mask[depth]))
+        return torch.stack(answers)
+
+    def _answer(
+        self, hidden: torch.Tensor, labels: torch.Tensor | None, loss_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Normed hidden states `[S, B, H]` to losses `[B, S]`, or without labels to logits `[B, S, V / tp]`."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         if labels is not None and self.output_layer.makes_losses:
             return self.output_layer(hidden, weight=weight, labels=labels, loss_mask=loss_mask)[0]

@@ -82,6 +82,8 @@ def _block_options(geometry: TransformerGeometry) -> dict[str, Any]:
         "attention_dropout": geometry.attention_dropout,
         "hidden_dropout": geometry.hidden_dropout,
         "init_method_std": geometry.init_method_std,
+        # Its loss is weighed where ours is summed up, not by megatron-core.
+        "mtp_num_layers": geometry.prediction_layers or None,
     }
 
 

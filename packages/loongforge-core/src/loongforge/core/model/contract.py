@@ -78,6 +78,22 @@ class Projector(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What the further layers of multi-token prediction see and predict: D depths of one rank's part of a micro-batch.
+
+    At place i depth k (from 1) sees token i + k besides what the depth before made of the tokens up to i + k - 1, and
+    predicts token i + k + 1. Where that is beyond the sequence, or the document in a packed row, nothing counts.
+    """
+
+    tokens: torch.Tensor
+    """int64 `[D, B, S]`: the token to see; any where nothing counts."""
+    labels: torch.Tensor
+    """int64 `[D, B, S]`: the token to predict, likewise."""
+    loss_mask: torch.Tensor
+    """fp32 `[D, B, S]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Visual:
     """Features for the tokens that one rank holds of one micro-batch."""
 

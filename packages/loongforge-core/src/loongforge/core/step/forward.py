@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
+from loongforge.core.step.ahead import depth_weights, masked_sums, prediction_numbers
 from loongforge.core.step.apart import Apart
-from loongforge.core.step.batch import MicroBatch, to_device
+from loongforge.core.step.batch import to_device
 from loongforge.core.step.finite import require_finite_gradients, require_finite_loss
 from loongforge.core.step.optimizer import Training
 from loongforge.core.step.visual import Feed, NoFeed
@@ -36,8 +37,9 @@ class StepResult:
     lr: float
     """Learning rate the step used."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers by name: `load_balancing_loss` of a model with experts, 1 when they are used evenly, and
-    `expert_load`, the tokens of the busiest expert of any layer relative to the mean."""
+    """Further numbers by name: `mtp_loss` of further prediction layers, the mean over depths; of a model with experts
+    `load_balancing_loss`, 1 when they are used evenly, and `expert_load`, the tokens of the busiest expert of any layer
+    relative to the mean."""
     detail: Mapping[str, float] = field(default_factory=dict)
     """Numbers of every layer by name, `expert_load/max/layer_3`, for files and trackers alone."""
 
@@ -54,10 +56,10 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
     if _has_router_losses(plan):
         _weigh_router_losses(training, world, micro_batches)
     sums = _run_schedule(plan, world, training.chunks, micro_batches, training.feed, forward_only=False)
-    loss, tokens = _global_mean(sums, world)
+    (loss, *further), tokens = _global_means(plan, sums, world)
     check = plan.config.watch.check_for_nan_in_loss_and_grad
     if check:
-        require_finite_loss(loss, sums, micro_batches, step, world)
+        require_finite_loss(sum(further, loss), sums, micro_batches, step, world)
     lr = training.schedule.get_lr({})  # the run's, whatever a component's multiplier
     for optimizer in training.optimizers:
         optimizer.prepare_grads()
@@ -67,6 +69,7 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
     _clip_and_update(plan, training, grad_norm)
     training.schedule.step(increment=plan.global_batch_size)
     extra, detail = _expert_numbers(plan, training, world)
+    extra = prediction_numbers(further) | extra
     return StepResult(loss=loss, loss_tokens=tokens, grad_norm=grad_norm, lr=lr, extra=extra, detail=detail)
 
 
@@ -129,19 +132,22 @@ def forward_backward(
     `feed` brings the features of images; without one the model sees text alone.
     """
     sums = _run_schedule(plan, world, chunks, micro_batches, feed or NoFeed(), forward_only=forward_only)
-    return _global_mean(sums, world)
+    means, tokens = _global_means(plan, sums, world)
+    return means[0], tokens
 
 
 def _run_schedule(
     plan: Plan, world: World, chunks: list[Any], micro_batches: Sequence[Batch], feed: Feed, *, forward_only: bool
 ) -> list[torch.Tensor]:
-    """Loss sum and count of every micro-batch, fp64 `[2]` each; this context parallel rank's part, last stage only."""
+    """Loss sum and count of every micro-batch, fp64 `[1 + D, 2]` each: the model's own and those of D further layers;
+    this context parallel rank's part, last stage only."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     interleaved = plan.layout.vpp is not None
     iterators: list[Iterator[Numbered]] = [iter(list(enumerate(micro_batches))) for _ in chunks]
     feed.start(micro_batches)
-    step = _forward_step(world, feed, chunks[0] if chunks and world.is_first_stage else None)
+    weights = depth_weights(plan, world, micro_batches)
+    step = _forward_step(world, feed, chunks[0] if chunks and world.is_first_stage else None, weights)
     if isinstance(feed, Apart):
         return feed.run(step, micro_batches, forward_only=forward_only)
     return get_forward_backward_func()(
@@ -159,12 +165,13 @@ def _row_length(micro_batches: Sequence[Batch]) -> int:
     return micro_batches[0]["tokens"].size(1)
 
 
-def _forward_step(world: World, feed: Feed, first: Any) -> Any:
-    """The schedule's callback; `first` is the chunk that takes features, None where another stage does."""
+def _forward_step(world: World, feed: Feed, first: Any, weights: Sequence[float]) -> Any:
+    """The schedule's callback; `first` is the chunk that takes features, None where another stage does. `weights` are
+    those of further layers' losses."""
 
     def forward_step(batches: Iterator[Numbered], chunk: Any) -> tuple[torch.Tensor, Any]:
         number, micro_batch = next(batches)
-        batch = to_device(micro_batch, world)
+        batch = to_device(micro_batch, world, len(weights))
         visual = feed.visual(number) if chunk is first else None
         output = chunk(
             batch.tokens,
@@ -173,30 +180,23 @@ def _forward_step(world: World, feed: Feed, first: Any) -> Any:
             packed=batch.packed,
             loss_mask=batch.loss_mask,
             **({} if visual is None else {"visual": visual}),
+            **({} if batch.ahead is None else {"ahead": batch.ahead}),
         )
-        return output, lambda losses: _masked_sum(losses, batch)
+        return output, lambda losses: masked_sums(losses, batch, weights)
 
     return forward_step
 
 
-def _masked_sum(losses: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum and count of unmasked token losses; megatron-core divides gradients by the global count."""
-    mask = batch.loss_mask
-    total = (losses.float() * mask).sum()
-    count = mask.sum()
-    return total, count.to(torch.int), torch.stack([total.detach().double(), count.double()])
-
-
-def _global_mean(local_sums: list[torch.Tensor], world: World) -> tuple[float, int]:
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+def _global_means(plan: Plan, local_sums: list[torch.Tensor], world: World) -> tuple[list[float], int]:
+    """Mean loss of the model's own and of each further layer's, and the tokens of the former; equal on all ranks."""
+    sums = torch.zeros(1 + plan.geometry.prediction_layers, 2, dtype=torch.float64, device=world.device)
     # Every tensor parallel rank of the last stage holds the same loss: one of them counts.
     if world.is_last_stage and world.tp.rank() == 0:
         for local in local_sums:
             sums += local
     if world.size > 1:
         dist.all_reduce(sums)
-    total, count = sums.tolist()
-    return (total / count if count else 0.0), int(count)
+    return [total / count if count else 0.0 for total, count in sums.tolist()], int(sums[0, 1])
 
 
 def global_norm(plan: Plan, world: World, training: Training) -> float:
