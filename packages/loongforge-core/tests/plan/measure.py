@@ -88,10 +88,20 @@ def activations(plan: Plan, world: Any, model: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(tokens, positions, labels=tokens)
+        loss = model(tokens, positions, labels=tokens, ahead=further(plan, tokens))
     held = sum(storage.nbytes() for storage in kept.values())  # now, because recompute gives some of it back
     loss.sum().backward()
     return held
+
+
+def further(plan: Plan, tokens: Any) -> Any:
+    """What further layers see, None without."""
+    from loongforge.core.model.contract import Ahead
+
+    if not (depths := plan.geometry.prediction_layers):
+        return None
+    shifted = tokens[None].repeat(depths, 1, 1)
+    return Ahead(tokens=shifted, labels=shifted, loss_mask=shifted.float())
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ MEASURED: list[tuple[int, dict[str, Any]]] = [
     (4, {TP: 2, PP: 2, VPP: 2, "global_batch_size": 2}),
     (2, {TP: 2, EP: 2, ETP: 1, "sequence_parallel": True, "experts": MIXED, "latent": tiny.LATENT}),
     (2, {PP: 2, "experts": MIXED}),
+    (2, {TP: 2, "sequence_parallel": True, "prediction_layers": 2, "experts": MIXED, EP: 2, ETP: 1}),
+    (2, {PP: 2, "prediction_layers": 1, "tie_word_embeddings": False}),
 ]
 
 
@@ -119,6 +121,7 @@ def test_a_real_model_holds_and_keeps_what_the_plan_says(world: int, options: di
             element = 4 if plan.config.train.precision == "fp32" else 2
             tokens = plan.micro_batch_size * plan.seq_length // plan.layout.cp
             logits = tokens * plan.padded_vocab_size // plan.layout.tp * element
+            logits *= 1 + plan.geometry.prediction_layers
             assert memory[0].activations - logits == pytest.approx(answer["kept"], rel=0.03)
 
 

@@ -19,20 +19,24 @@ def flops_per_token(plan: Plan, length: int | None = None) -> int:
 
     Two per multiply-add of every matrix that a token passes (of the experts: those it is sent to), three times for the
     forward pass and both gradients; attention counts half of s x s because it is causal. Recomputation, norms and the
-    embedding look-up do not count.
+    embedding look-up do not count. Further layers of multi-token prediction count with their projection and their pass
+    through the output matrix.
     """
     geometry = plan.geometry
     length = plan.seq_length if length is None else length
-    plain = dense_layers(geometry)
-    matrices = geometry.num_layers * _attention_matrices(geometry) + geometry.hidden_size * plan.padded_vocab_size
+    plain, further = dense_layers(geometry), geometry.prediction_layers
+    sparse = geometry.num_layers - plain
+    plain, sparse = (plain, sparse + further) if sparse else (plain + further, 0)
+    layers, head = geometry.num_layers + further, geometry.hidden_size * plan.padded_vocab_size
+    matrices = layers * _attention_matrices(geometry) + (1 + further) * head + further * 2 * geometry.hidden_size**2
     matrices += plain * (3 if geometry.swiglu else 2) * geometry.ffn_hidden_size * geometry.hidden_size
     if experts := geometry.experts:
         widths = 3 * (experts.topk * experts.ffn_hidden_size + (experts.shared_ffn_hidden_size or 0))
-        matrices += (geometry.num_layers - plain) * geometry.hidden_size * (widths + experts.num_experts)
+        matrices += sparse * geometry.hidden_size * (widths + experts.num_experts)
     if delta := geometry.delta:
         instead = delta_matrices(geometry, delta) + rule_products(delta)
         matrices += len(delta.layers) * (instead - _attention_matrices(geometry) - _products(geometry, length))
-    return foundation_passes(plan) * 2 * (matrices + geometry.num_layers * _products(geometry, length))
+    return foundation_passes(plan) * 2 * (matrices + layers * _products(geometry, length))
 
 
 def foundation_passes(plan: Plan) -> int:

@@ -23,6 +23,24 @@ def recomputable(geometry: TransformerGeometry) -> tuple[str, ...]:
     return tuple(modules)
 
 
+def prediction_rules(candidate: Candidate) -> Iterator[str]:
+    """What further layers of multi-token prediction do without."""
+    geometry, parallel = candidate.geometry, candidate.config.parallel
+    if not geometry.prediction_layers:
+        return
+    if candidate.encoder_geometry is not None:
+        yield (
+            f"mtp_num_layers={geometry.prediction_layers} with an image encoder: the further layers embed tokens and "
+            "would not see images; set mtp_num_layers to 0."
+        )
+    count = parallel.recompute_num_layers
+    if parallel.recompute_granularity == "full" and parallel.recompute_method == "uniform" and count not in (None, 1):
+        yield (
+            f"parallel.recompute_num_layers={count} with mtp_num_layers={geometry.prediction_layers}: megatron-core "
+            "recomputes further layers one by one, use --recompute-num-layers 1 or --recompute-method block."
+        )
+
+
 def latent_rules(candidate: Candidate) -> Iterator[str]:
     """megatron-core sums the gradient of the query norm over tensor parallel ranks that each hold all of it already."""
     layout = candidate.layout

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import LatentGeometry
 from loongforge.core.plan.delta import delta_bytes, delta_layers
-from loongforge.core.plan.parameters import stage_held, stage_layers
+from loongforge.core.plan.parameters import dense_layers, stage_held, stage_layers
 from loongforge.core.plan.plan import Plan
 from loongforge.core.plan.stages import stage_chunks
 
@@ -95,7 +95,7 @@ def _activations(plan: Plan, stage: int) -> int:
     kept, working = _chunk_activations(plan, stage)
     total = chunks_in_flight(plan, stage) * kept + working
     if stage == plan.layout.pp - 1:
-        total += _head_activations(plan)
+        total += _head_activations(plan) + plan.geometry.prediction_layers * _further_activations(plan)
     return total
 
 
@@ -233,6 +233,22 @@ def _head_activations(plan: Plan) -> int:
     """Final norm's input and output, the logits, and their fp32 softmax, for the one micro-batch in work."""
     logits = _local_tokens(plan) * plan.padded_vocab_size // plan.layout.tp * (element_bytes(plan) + FP32)
     return 2 * _hidden_bytes(plan) + logits
+
+
+def _further_activations(plan: Plan) -> int:
+    """One further layer of multi-token prediction, for the one micro-batch in work: the embedding, both normed inputs
+    side by side, the projection (whole, where sequence parallelism cuts it afterwards), the layer, its output once more
+    beside those of the other depths, and what the output layer keeps.
+
+    Uniform recomputation keeps both inputs and makes the rest again; by blocks megatron-core leaves these layers out.
+    """
+    geometry, parallel = plan.geometry, plan.config.parallel
+    if parallel.recompute_granularity == "full" and parallel.recompute_method == "uniform":
+        return 2 * _hidden_bytes(plan) + _head_activations(plan)
+    layer = layer_activations(plan, experts=dense_layers(geometry) < geometry.num_layers)
+    norms = 2 * FP32 * _hidden_bytes(plan) // (geometry.hidden_size * element_bytes(plan))
+    gathered = (plan.layout.tp - 1) * _hidden_bytes(plan) if plan.layout.sp else 0
+    return 4 * _hidden_bytes(plan) + gathered + norms + layer + _head_activations(plan)
 
 
 def _hidden_bytes(plan: Plan) -> int:

@@ -107,6 +107,14 @@ def _delta_instead(geometry: TransformerGeometry) -> Elements:
     return whole + _attention(geometry) * -1
 
 
+def further_elements(geometry: TransformerGeometry) -> Elements:
+    """All further layers of multi-token prediction: each a decoder layer like the last one, with attention; the
+    projection of hidden state and embedding; three norms. They share the embedding and the output matrix."""
+    hidden = geometry.hidden_size
+    layer = layer_elements(geometry, experts=dense_layers(geometry) < geometry.num_layers)
+    return (layer + Elements(split=2 * hidden * hidden, replicated=3 * hidden)) * geometry.prediction_layers
+
+
 def dense_layers(geometry: TransformerGeometry) -> int:
     """Layers at the beginning that have a plain MLP."""
     return geometry.num_layers if geometry.experts is None else geometry.experts.first_dense_layers
@@ -120,6 +128,7 @@ def count_parameters(geometry: TransformerGeometry, padded_vocab_size: int) -> i
     if plain < geometry.num_layers:
         total += layer_elements(geometry, experts=True).total * (geometry.num_layers - plain)
     total += _delta_instead(geometry).total * (len(geometry.delta.layers) if geometry.delta else 0)
+    total += further_elements(geometry).total
     return total + geometry.hidden_size + tables * padded_vocab_size * geometry.hidden_size
 
 
@@ -141,8 +150,11 @@ def stage_held(geometry: TransformerGeometry, padded_vocab_size: int, layout: La
         elements += _delta_instead(geometry) * delta_layers(geometry, layout, stage)
         ends = table * (stage == 0)
         if stage == layout.pp - 1:
+            elements += further_elements(geometry)
             ends += geometry.hidden_size
             ends += table * (layout.pp > 1 or not geometry.tie_word_embeddings)
+            # Further layers embed tokens: the last stage has the table too, where a tied output matrix is not it.
+            ends += table * (layout.pp > 1 and geometry.prediction_layers > 0 and not geometry.tie_word_embeddings)
         stages.append(
             Held(
                 dense=elements.split // layout.tp + elements.replicated + ends,
@@ -155,6 +167,7 @@ def stage_held(geometry: TransformerGeometry, padded_vocab_size: int, layout: La
 def stage_parameters(geometry: TransformerGeometry, padded_vocab_size: int, layout: Layout) -> tuple[int, ...]:
     """Parameters that one rank of each pipeline stage holds, in stage order.
 
-    With tied embeddings and several stages the last one holds a copy of the table: the sum exceeds `count_parameters`.
+    With tied embeddings or further prediction layers and several stages the last one holds a copy of the table: the sum
+    exceeds `count_parameters`.
     """
     return tuple(held.total for held in stage_held(geometry, padded_vocab_size, layout))
