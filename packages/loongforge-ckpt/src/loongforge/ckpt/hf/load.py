@@ -35,6 +35,8 @@ class Findings:
     orphans: set[str] = field(default_factory=set)
     used: dict[str, int] = field(default_factory=dict)
     """Bytes of every Hugging Face tensor that the model takes."""
+    copies: set[str] = field(default_factory=set)
+    """Tensors that hold one of those once more."""
 
     def add(self, other: Findings) -> None:
         """Unite with what another rank found."""
@@ -42,14 +44,18 @@ class Findings:
         self.missing |= other.missing
         self.orphans |= other.orphans
         self.used |= other.used
+        self.copies |= other.copies
 
     def texts(self, move: WeightMove, names: Iterable[str]) -> list[str]:
         """One text for each kind of problem; `names` are all tensors of the directory."""
-        ignored = [re.compile(pattern) for part in move.parts for pattern in part.table.ignored_hf]
+        patterns = [pattern for part in move.parts for pattern in part.table.ignored_hf]
+        patterns += [one.hf for part in move.parts for one in part.table.left_out_hf]
+        ignored = [re.compile(pattern) for pattern in patterns]
+        known = self.used.keys() | self.copies
         unexpected = {
             name
             for name in names
-            if move.whole and name not in self.used and not any(pattern.fullmatch(name) for pattern in ignored)
+            if move.whole and name not in known and not any(pattern.fullmatch(name) for pattern in ignored)
         }
         texts = list(self.problems)
         if self.orphans:
@@ -146,6 +152,7 @@ def load(move: WeightMove) -> MoveReport:
         found, orphans = collect(part)
         parameters += found
         mine.orphans |= set(orphans)
+        mine.copies |= {name for one in found for name in one.copies()}
     with ExitStack() as stack:
         files = TensorFiles(move.path, stack)
         parameters = inspect(parameters, files, mine)
@@ -161,7 +168,7 @@ def load(move: WeightMove) -> MoveReport:
         tensors=len(everyone.used),
         bytes=sum(everyone.used.values()),
         seconds=time.perf_counter() - start,
-        notes=tuple(_dequantised_note(move.path, everyone)),
+        notes=(*_dequantised_note(move.path, everyone), *_left_out_notes(move, everyone, files.where)),
     )
 
 
@@ -256,6 +263,14 @@ def _taken(name: str, header: tuple[Shape, str], files: TensorFiles) -> dict[str
 def _dequantised_note(path: Path, found: Findings) -> Iterable[str]:
     if count := sum(name.endswith(SCALES) for name in found.used):
         yield f"{path}: {count} tensors are stored in fp8 with scales; read as numbers, and exports are not quantised."
+
+
+def _left_out_notes(move: WeightMove, found: Findings, names: Iterable[str]) -> Iterable[str]:
+    rest = [name for name in names if name not in found.used and name not in found.copies]
+    for one in (one for part in move.parts for one in part.table.left_out_hf):
+        pattern = re.compile(one.hf)
+        if count := sum(pattern.fullmatch(name) is not None for name in rest):
+            yield f"{move.path}: {count} tensors of {one.what} are left out; {one.remedy}."
 
 
 def _bytes(shape: Shape, kind: str) -> int:

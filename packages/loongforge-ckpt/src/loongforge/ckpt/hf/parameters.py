@@ -13,7 +13,7 @@ import torch
 from loongforge.ckpt.hf.pieces import Piece, Shape, Shard, hf_names, hf_shapes, pieces
 from loongforge.core.checkpoint.contract import WeightPart
 from loongforge.core.model.names import whole_model_name
-from loongforge.core.model.weights import Rule, StackedExperts
+from loongforge.core.model.weights import Copy, Rule, StackedExperts
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -48,6 +48,11 @@ class Parameter:
     def hf_names(self) -> tuple[str, ...]:
         """Hugging Face tensors behind this parameter."""
         return tuple(self._filled(name) for name in hf_names(self.rule))
+
+    def copies(self) -> dict[str, str]:
+        """Tensors that hold one of those once more, each with the name of that one; exports have them too."""
+        rule = self.rule
+        return {self._filled(name): self._filled(rule.hf) for name in rule.again} if isinstance(rule, Copy) else {}
 
     def hf_shapes(self) -> dict[str, Shape]:
         """Whole shape of each of them; `ValueError` when the parameter does not fit its rule."""

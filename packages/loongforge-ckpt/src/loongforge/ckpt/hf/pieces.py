@@ -41,6 +41,8 @@ class Piece:
     length: int
     index: int | None = None
     transposed: bool = False
+    rows: slice = slice(None)
+    """Rows of the Hugging Face tensor that this rank has, where the piece is cut along another dimension."""
 
     def of_parameter(self, tensor: torch.Tensor) -> torch.Tensor:
         """The piece as a view of the parameter."""
@@ -50,7 +52,8 @@ class Piece:
         """The piece out of the Hugging Face tensor, a view of it; a slice of a file that is not read yet is read."""
         stretch = slice(self.hf_at, self.hf_at + self.length)
         if self.index is None:
-            return tensor[(slice(None),) * self.dim + (stretch,)]
+            before = (self.rows,) + (slice(None),) * (self.dim - 1) if self.dim else ()
+            return tensor[(*before, stretch)]
         place = 1 - self.dim if self.transposed else self.dim
         matrix = tensor[(slice(self.index, self.index + 1),) + (slice(None),) * place + (stretch,)][0]
         return matrix.mT if self.transposed else matrix
@@ -173,6 +176,11 @@ def _copied(rule: Copy, local: Shape, shard: Shard) -> Iterator[Piece]:
         return
     length = local[rule.shard_dim]
     start = shard.rank * length
+    if rule.halves_exchanged:
+        half, rows = local[1] // 2, slice(start, start + length)
+        for at, hf_at in ((0, half), (half, 0)):
+            yield Piece(hf=rule.hf, dim=1, at=at, hf_at=hf_at, length=half, rows=rows)
+        return
     if rule.vocab:
         length = min(length, shard.vocab_size - start)
     if length > 0:

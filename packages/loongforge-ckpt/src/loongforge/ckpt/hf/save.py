@@ -143,14 +143,16 @@ def _gather(item: Item) -> list[torch.Tensor]:
 
 def _assembled(item: Item, parts: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     blocks = [item.parameters[0].pieces(rank) for rank in range(len(parts))]
+    copies = item.parameters[0].copies()
     for entry in item.entries:
-        first = blocks[0][entry.name]
+        original = copies.get(entry.name, entry.name)
+        first = blocks[0][original]
         if first and first[0].length == entry.shape[first[0].dim] and tuple(parts[0].shape) == entry.shape:
             yield entry.name, parts[0].cpu()  # one rank holds all of it
             continue
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         for part, named in zip(parts, blocks, strict=True):
-            for piece in named[entry.name]:
+            for piece in named[original]:
                 piece.of_hf(tensor).copy_(piece.of_parameter(part))
         yield entry.name, tensor
 

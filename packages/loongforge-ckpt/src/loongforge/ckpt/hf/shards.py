@@ -130,7 +130,9 @@ def entries_of(parameter: Parameter, dtype: torch.dtype | None) -> tuple[Entry, 
     kind = dtype if dtype is not None and parameter.tensor.is_floating_point() else parameter.tensor.dtype
     if kind not in TYPES:
         raise ValueError(f"type {kind} cannot be written, one of {', '.join(map(str, TYPES))} is needed")
-    return tuple(Entry(name=name, dtype=kind, shape=shape) for name, shape in parameter.hf_shapes().items())
+    shapes = parameter.hf_shapes()
+    shapes |= {name: shapes[original] for name, original in parameter.copies().items()}
+    return tuple(Entry(name=name, dtype=kind, shape=shape) for name, shape in shapes.items())
 
 
 def plan_files(items: Sequence[Item], world: World, shard_bytes: int) -> ExportPlan:

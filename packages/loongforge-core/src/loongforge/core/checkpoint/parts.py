@@ -69,7 +69,13 @@ def renamed(table: WeightTable, prefixes: Prefixes) -> WeightTable:
     """
     rules = [_renamed_rule(rule, prefixes) for rule in table.rules]
     ignored = [_renamed_pattern(pattern, prefixes) for pattern in table.ignored_hf]
-    return replace(table, rules=tuple(rule for rule in rules if rule is not None), ignored_hf=tuple(ignored))
+    left_out = [replace(one, hf=_renamed_pattern(one.hf, prefixes)) for one in table.left_out_hf]
+    return replace(
+        table,
+        rules=tuple(rule for rule in rules if rule is not None),
+        ignored_hf=tuple(ignored),
+        left_out_hf=tuple(left_out),
+    )
 
 
 def _renamed_rule(rule: Rule, prefixes: Prefixes) -> Rule | None:

@@ -21,6 +21,10 @@ class Copy:
     """Dimension split over tensor parallel ranks; None when every rank holds the whole tensor."""
     vocab: bool = False
     """Rows are tokens: padded in megatron-core to a multiple of the tensor parallel size, cut on export."""
+    halves_exchanged: bool = False
+    """Of a matrix `[out, in]`: the second half of its columns stands first in the Hugging Face tensor."""
+    again: tuple[str, ...] = ()
+    """Further Hugging Face tensors that hold the same once more: written on export, and not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,18 @@ Rule = Copy | FuseQKV | FuseGateUp | SplitQKV | FuseDelta | SplitDelta | Stacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A part of a released model that a run may do without."""
+
+    hf: str
+    """Regular expression of its Hugging Face tensors."""
+    what: str
+    """What it is, for a message: `multi-token prediction`."""
+    remedy: str
+    """What has it loaded: `--mtp-num-layers 1 trains it`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightTable:
     """All rules of a model, complete in both directions.
 
@@ -125,3 +141,5 @@ class WeightTable:
     rules: tuple[Rule, ...]
     ignored_hf: tuple[str, ...] = ()
     """Regular expressions of Hugging Face tensors that carry no weight of ours (a tied head, a rotary table)."""
+    left_out_hf: tuple[LeftOut, ...] = ()
+    """Parts of the released model that this one is built without; loading says so."""
