@@ -187,9 +187,11 @@ def _tell_differences(
         theirs: Mapping[str, Any] = source.model.get(slot, {}) if source else {}
         if source is None or theirs.get("family") != component.family:
             continue
+        # What a foreign configuration has no word about is no difference.
+        training: tuple[str, ...] = () if source.source == "run" else getattr(component.geometry, "TRAINING", ())
         for name, value in theirs.items():
             ours = getattr(component.geometry, name, value)
-            if value is not None and not _same(ours, value):
+            if value is not None and name not in training and not _same(ours, value):
                 said = f"the {source.source} in {directory} says {_shown(value)}"
                 note(f"note: model.{slot}.{name} is {_shown(ours)}, {said}.")
 

@@ -40,6 +40,15 @@ class DeepSeek2Config(DeepSeek3Config):
         special=(*HF_KEYS.special, "topk_method"),
     )
 
+    def own_contradictions(self) -> list[str]:
+        """As in DeepSeek-V3, which alone has further layers."""
+        problems = DeepSeek3Config.own_contradictions(self)
+        if self.mtp_num_layers:
+            problems.append(
+                f"{self.LABEL}: mtp_num_layers={self.mtp_num_layers!r} must be 0: DeepSeek-V2 predicts one token."
+            )
+        return problems
+
     @classmethod
     def own_values(cls, hf: Mapping[str, Any], rope: Rope) -> tuple[dict[str, Any], list[str]]:
         """As in DeepSeek-V3; the way of choosing goes with the groups."""

@@ -14,17 +14,16 @@ from loongforge.models.deepseek3.keys import (
     YARN_DEFAULTS,
     fixed_keys,
     wrong_attention_keys,
-    wrong_prediction_layers,
     wrong_yarn,
 )
 from loongforge.models.parts.checks import wrong_balancing, wrong_counts, wrong_experts, wrong_numbers, wrong_rates
-from loongforge.models.parts.decoder import Decoder
 from loongforge.models.parts.hf_config import HFKeys
+from loongforge.models.parts.prediction import COUNT, Predicting, wrong_prediction_count
 from loongforge.models.parts.rope import Rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeepSeek3Config(Decoder):
+class DeepSeek3Config(Predicting):
     """A DeepSeek-V3 model: multi-head latent attention, sigmoid-routed experts behind a few dense layers.
 
     Field names are Megatron's. Raises `ConfigError` with every impossible value at once.
@@ -94,6 +93,7 @@ class DeepSeek3Config(Decoder):
             *wrong_numbers(self.LABEL, self, *numbers),
             *wrong_rates(self.LABEL, self, *rates, *training),
             *wrong_balancing(self.LABEL, self),
+            *self.prediction_problems(),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -137,7 +137,7 @@ class DeepSeek3Config(Decoder):
     def own_values(cls, hf: Mapping[str, Any], rope: Rope) -> tuple[dict[str, Any], list[str]]:
         """The extension of the positions, the groups, and what only has to be right."""
         values: dict[str, Any] = {"q_lora_rank": hf.get("q_lora_rank")}
-        problems = wrong_attention_keys(hf) + wrong_prediction_layers(hf)
+        problems = wrong_attention_keys(hf) + wrong_prediction_count(hf)
         if shared := hf.get("n_shared_experts", 1):  # transformers' default
             values["moe_shared_expert_intermediate_size"] = shared * (hf.get("moe_intermediate_size") or 0)
         if hf.get("n_group", 1) != 1:
@@ -163,6 +163,7 @@ class DeepSeek3Config(Decoder):
             scaling = {**{key: getattr(self, name) for key, name in YARN.items()}, "type": "yarn"}
         return {
             **fixed_keys(),
+            COUNT: self.mtp_num_layers,
             **self._balance_keys(),
             "n_group": self.moe_router_num_groups or 1,
             "n_shared_experts": (self.moe_shared_expert_intermediate_size or 0) // self.moe_ffn_hidden_size,
@@ -197,6 +198,7 @@ class DeepSeek3Config(Decoder):
     def latent_geometry(self) -> dict[str, Any]:
         """Latent attention, as every model of this kind has it."""
         return {
+            **self.prediction_geometry(),
             "num_query_groups": self.num_attention_heads,
             "kv_channels": self.qk_head_dim + self.qk_pos_emb_head_dim,
             "latent": LatentGeometry(

@@ -83,14 +83,6 @@ def wrong_attention_keys(hf: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def wrong_prediction_layers(hf: Mapping[str, Any]) -> list[str]:
-    """At most one layer of multi-token prediction, which is left out; see the weight table."""
-    count = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers")) or 0
-    if count in (0, 1):
-        return []
-    return [f"config.json: num_nextn_predict_layers={count!r} is not supported, only 0 or 1, as in every release."]
-
-
 def wrong_yarn(parameters: Mapping[str, Any]) -> list[str]:
     """transformers looks at the two amplitudes together, or at neither."""
     if ("mscale" in parameters) == ("mscale_all_dim" in parameters):
@@ -101,13 +93,12 @@ def wrong_yarn(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def fixed_keys() -> dict[str, Any]:
-    """Keys with one value in every file that we write; multi-token prediction has no weights in an export."""
+    """Keys with one value in every file that we write."""
     return {
         "attention_bias": False,
         "ep_size": 1,
         "moe_layer_freq": 1,
         "norm_topk_prob": True,
-        "num_nextn_predict_layers": 0,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     }

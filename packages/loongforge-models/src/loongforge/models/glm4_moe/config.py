@@ -17,8 +17,9 @@ from loongforge.models.parts.checks import (
     wrong_rotation,
     wrong_switches,
 )
-from loongforge.models.parts.decoder import FIELDS, REQUIRED, Decoder, default_head
+from loongforge.models.parts.decoder import FIELDS, REQUIRED, default_head
 from loongforge.models.parts.hf_config import HFKeys
+from loongforge.models.parts.prediction import COUNT, Predicting, wrong_prediction_count
 from loongforge.models.parts.rope import KEYS, Rope, rotary_share
 
 ROTATED = 0.5
@@ -26,7 +27,7 @@ ROTATED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Glm4MoeConfig(Decoder):
+class Glm4MoeConfig(Predicting):
     """A GLM-4.5 model: grouped-query attention with half of each head rotated, sigmoid-routed experts behind a few
     dense layers.
 
@@ -105,6 +106,7 @@ class Glm4MoeConfig(Decoder):
             *wrong_numbers(self.LABEL, self, "moe_router_topk_scaling_factor"),
             *wrong_rates(self.LABEL, self, "first_dense_layers", "moe_router_bias_update_rate", "moe_aux_loss_coeff"),
             *wrong_balancing(self.LABEL, self),
+            *self.prediction_problems(),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -125,26 +127,21 @@ class Glm4MoeConfig(Decoder):
 
     @classmethod
     def own_values(cls, hf: Mapping[str, Any], rope: Rope) -> tuple[dict[str, Any], list[str]]:
-        """Widths that follow from others, the rotated share of a head, and the prediction layer that is left out."""
+        """Widths that follow from others, and the rotated share of a head."""
         share, problems = rotary_share(hf, rope, ROTATED)
         values: dict[str, Any] = {"rotary_percent": share, "kv_channels": default_head(hf)}
         if shared := hf.get("n_shared_experts", 1):  # transformers' default
             values["moe_shared_expert_intermediate_size"] = shared * (hf.get("moe_intermediate_size") or 0)
-        count = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers")) or 0
-        if count not in (0, 1):
-            problems.append(
-                f"config.json: num_nextn_predict_layers={count!r} is not supported, only 0 or 1, as in every release."
-            )
-        return values, problems
+        return values, problems + wrong_prediction_count(hf)
 
     def own_keys(self) -> dict[str, Any]:
-        """What every released file says besides; multi-token prediction has no weights in an export."""
+        """What every released file says besides."""
         return {
             "head_dim": self.kv_channels,
             "n_group": 1,
             "n_shared_experts": (self.moe_shared_expert_intermediate_size or 0) // self.moe_ffn_hidden_size,
             "norm_topk_prob": True,
-            "num_nextn_predict_layers": 0,
+            COUNT: self.mtp_num_layers,
             "partial_rotary_factor": self.rotary_percent,
             "rope_scaling": None,
             "topk_group": 1,
@@ -153,6 +150,7 @@ class Glm4MoeConfig(Decoder):
     def own_geometry(self) -> dict[str, Any]:
         """Grouped-query attention and experts."""
         return {
+            **self.prediction_geometry(),
             "num_query_groups": self.num_query_groups,
             "kv_channels": self.kv_channels,
             "add_qkv_bias": self.add_qkv_bias,

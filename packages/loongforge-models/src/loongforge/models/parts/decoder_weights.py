@@ -10,7 +10,7 @@ import re
 from typing import Literal
 
 from loongforge.core.model.geometry import TransformerGeometry
-from loongforge.core.model.weights import Copy, FuseGateUp, FuseQKV, Rule, StackedExperts, WeightTable
+from loongforge.core.model.weights import Copy, FuseGateUp, FuseQKV, LeftOut, Rule, StackedExperts, WeightTable
 
 LAYER = "decoder.layers.{layer}."
 HF_LAYER = "model.layers.{layer}."
@@ -29,19 +29,38 @@ def table(
     embedding: str = "model.embed_tokens.weight",
     norm: str = "model.norm.weight",
     head: str = "lm_head.weight",
+    left_out: tuple[LeftOut, ...] = (),
+    embedding_again: tuple[str, ...] = (),
+    head_again: tuple[str, ...] = (),
 ) -> WeightTable:
-    """The whole table from the rules of one layer: embedding, last norm, output matrix, tied or not, besides."""
+    """The whole table from the rules of one layer: embedding, last norm, output matrix, tied or not, besides.
+
+    Tensors of `embedding_again` and `head_again` are copies that a checkpoint has.
+    """
     tied = geometry.tie_word_embeddings
     # Some exports of tied models store the head as well: the embedding again.
     again = (re.escape(head),) if tied else ()
     return WeightTable(
         rules=(
-            Copy(megatron="embedding.word_embeddings.weight", hf=embedding, shard_dim=0, vocab=True),
+            Copy(
+                megatron="embedding.word_embeddings.weight",
+                hf=embedding,
+                shard_dim=0,
+                vocab=True,
+                again=embedding_again,
+            ),
             *layer,
             Copy(megatron="decoder.final_layernorm.weight", hf=norm),
-            Copy(megatron="output_layer.weight", hf=embedding if tied else head, shard_dim=0, vocab=True),
+            Copy(
+                megatron="output_layer.weight",
+                hf=embedding if tied else head,
+                shard_dim=0,
+                vocab=True,
+                again=head_again,
+            ),
         ),
         ignored_hf=(*again, *ignored),
+        left_out_hf=left_out,
     )
 
 

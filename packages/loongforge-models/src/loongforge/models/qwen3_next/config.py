@@ -16,14 +16,14 @@ from loongforge.models.parts.checks import (
     wrong_rotation,
     wrong_switches,
 )
-from loongforge.models.parts.decoder import Decoder
 from loongforge.models.parts.hf_config import HFKeys
+from loongforge.models.parts.prediction import Predicting
 from loongforge.models.parts.rope import Rope, rotary_share
 from loongforge.models.qwen3_next.keys import HF_KEYS, ROTATED, attention_interval, wrong_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Qwen3NextConfig(Decoder):
+class Qwen3NextConfig(Predicting):
     """A Qwen3-Next model: in every layer but each `linear_attention_freq`-th a gated delta rule in place of attention.
 
     Field names are Megatron's. Raises `ConfigError` with every impossible value at once.
@@ -78,6 +78,7 @@ class Qwen3NextConfig(Decoder):
             *wrong_switches(self.LABEL, self, "moe_router_pre_softmax"),
             *wrong_rates(self.LABEL, self, "moe_aux_loss_coeff"),
             *wrong_balancing(self.LABEL, self),
+            *self.prediction_problems(),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -93,6 +94,10 @@ class Qwen3NextConfig(Decoder):
             problems.append(
                 f"{label}: linear_attention_freq={self.linear_attention_freq!r} must be between 2 and "
                 f"num_layers={self.num_layers!r}: both kinds of layers are there."
+            )
+        if self.mtp_num_layers > 1:
+            problems.append(
+                f"{label}: mtp_num_layers={self.mtp_num_layers!r} must be 0 or 1: a checkpoint has names for one."
             )
         return problems
 
@@ -130,6 +135,7 @@ class Qwen3NextConfig(Decoder):
         """Gated attention, gated delta rules between, norms about one, and experts with a gated shared one."""
         every = self.linear_attention_freq
         return {
+            **self.prediction_geometry(),
             "num_query_groups": self.num_query_groups,
             "kv_channels": self.kv_channels,
             "qk_layernorm": True,

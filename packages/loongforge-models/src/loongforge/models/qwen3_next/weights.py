@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loongforge.core.model.weights import WeightTable
+from loongforge.core.model.weights import Rule, WeightTable
 from loongforge.models.parts.decoder_weights import (
     experts,
     gated_shared_expert,
@@ -12,20 +12,32 @@ from loongforge.models.parts.decoder_weights import (
     table,
 )
 from loongforge.models.parts.delta_weights import delta_rule
+from loongforge.models.parts.prediction_weights import block, ends, left_out
 from loongforge.models.qwen3_next.config import Qwen3NextConfig
 
 
 def weights(config: Qwen3NextConfig) -> WeightTable:
     """The two-way table; a layer has the tensors of the one or the other kind of attention."""
     geometry = config.geometry()
+    attention = grouped_attention(geometry)
+    inner = (*mlp_norm(), *router(), *experts("per_expert"), *gated_shared_expert())
     return table(
         geometry,
-        *grouped_attention(geometry),
+        *attention,
         *delta_rule(geometry),
-        *mlp_norm(),
-        *router(),
-        *experts("per_expert"),
-        *gated_shared_expert(),
-        # Multi-token prediction. It is not trained here, so it is not loaded either.
-        ignored=(r"mtp\..*",),
+        *inner,
+        *(_further((*attention, *inner)) if config.mtp_num_layers else ()),
+        left_out=() if config.mtp_num_layers else left_out(r"mtp\..*", 0),
     )
+
+
+def _further(layer: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The one further layer, which has attention."""
+    around = ends(
+        0,
+        embedding_norm="mtp.pre_fc_norm_embedding.weight",
+        hidden_norm="mtp.pre_fc_norm_hidden.weight",
+        projection="mtp.fc.weight",
+        last_norm="mtp.norm.weight",
+    )
+    return (*around, *block(0, layer, "mtp.layers.0."))
