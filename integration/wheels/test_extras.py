@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-EXTRAS = ("qwen", "llama", "deepseek", "glm", "internlm", "minimax")
+EXTRAS = ("qwen", "llama", "deepseek", "glm", "internlm", "minimax", "mimo")
 """Extras that install other wheels of ours; `test_no_extra_is_forgotten` keeps the list whole."""
 
 LIST = "import sys; from loongforge.core.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -68,3 +68,10 @@ def test_family_conforms(family: str, tiny: dict[str, Any]) -> None:
     report = check_family(family, tiny=tiny)
     # integration/zoo has a reference of its own for families without a class of transformers.
     assert [one.check for one in report.skipped] == ([] if FAMILIES[family].transformers else ["transformers"])
+
+
+@pytest.mark.slow
+def test_mimo_conforms_with_further_layers() -> None:
+    """transformers has no class of it; integration/zoo has the reference."""
+    report = check_family("mimo", tiny={"mtp_num_layers": 2})
+    assert [one.check for one in report.skipped] == ["transformers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 44,
         },
     ),
+    "mimo": ("mimo", GROUPED),
     "deepseek3 direct queries": (
         "deepseek3",
         {**EXPERTS, **LATENT, "q_lora_rank": None, "moe_shared_expert_intermediate_size": 22},
@@ -194,20 +196,34 @@ def test_no_two_rules_for_one_parameter(case: str) -> None:
     assert len(names) == len(set(names))
 
 
-def test_multi_token_prediction_of_qwen3_next_is_ignored(reader: Any) -> None:
-    table = reader(plugins.load("models", "qwen3_next").weights()(tiny("qwen3_next")))
-    for name in ("fc", "pre_fc_norm_embedding", "layers.0.self_attn.q_proj", "layers.0.mlp.experts.0.up_proj"):
-        assert table.ignores(f"mtp.{name}.weight")
-    assert not table.ignores("model.layers.0.self_attn.q_proj.weight")
+PREDICTING: dict[str, tuple[str, str, int]] = {
+    "qwen3_next": ("mtp.layers.0.self_attn.q_proj.weight", "model.layers.3.mlp.gate.weight", 1),
+    "deepseek3": ("model.layers.3.mlp.experts.0.gate_proj.weight", "model.layers.2.mlp.gate.weight", 2),
+    "glm4_moe": ("model.layers.3.eh_proj.weight", "model.layers.30.mlp.gate.weight", 2),
+    "mimo": ("model.mtp_layers.0.input_proj.weight", "model.layers.3.mlp.up_proj.weight", 2),
+}
+"""A tensor of a further layer, one that belongs to no such layer, and further layers that the family can have."""
 
 
-def test_multi_token_prediction_is_ignored_and_nothing_else(reader: Any) -> None:
-    table = reader(plugins.load("models", "deepseek3").weights()(tiny("deepseek3")))
-    assert table.ignores("model.layers.3.eh_proj.weight")
-    assert table.ignores("model.layers.3.mlp.experts.0.gate_proj.weight")
-    assert not table.ignores("model.layers.2.mlp.experts.0.gate_proj.weight")
-    assert not table.ignores("model.layers.4.mlp.gate.weight")
-    assert not table.ignores("model.layers.30.mlp.gate.weight")
+@pytest.mark.parametrize("family", PREDICTING)
+def test_further_layers_are_left_out_aloud_unless_they_train(family: str) -> None:
+    from dataclasses import replace
+
+    further, other, most = PREDICTING[family]
+    config = tiny(family)
+    weights = plugins.load("models", family).weights()
+    (left_out,) = weights(config).left_out_hf
+    assert re.fullmatch(left_out.hf, further)
+    assert not re.fullmatch(left_out.hf, other)
+    assert "--mtp-num-layers 1 trains them" in left_out.remedy
+    assert not any("mtp." in rule.megatron for rule in weights(config).rules)
+    for count in range(1, most + 1):
+        table = weights(replace(config, mtp_num_layers=count))
+        assert not any(re.fullmatch(one.hf, further) for one in table.left_out_hf)
+        names = [rule.megatron for rule in table.rules]
+        assert len(names) == len(set(names))
+        assert sum(name.endswith("eh_proj.weight") for name in names) == count
+        assert sum("mtp_model_layer.input_layernorm" in name for name in names) == count
 
 
 @pytest.mark.parametrize("layout", ["stacked", "stacked_transposed"])
