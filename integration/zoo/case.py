@@ -50,7 +50,8 @@ class Case:
     names: Callable[[str], str | None] | None = None
     """The checkpoint's name of a parameter of the reference, where they differ; None drops it."""
     extra_loss: Callable[[Any, Any], Any] | None = None
-    """`extra_loss(model, batch)`: a scalar that training adds to the loss besides (multi-token prediction)."""
+    """`extra_loss(model, documents)`: a scalar that training adds to the loss besides (multi-token prediction); a
+    document is a batch by itself, or part of a packed row."""
     flags: tuple[str, ...] = ()
     """Of every run of this case."""
     rounding: str = r"(?!)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-PLAIN = ("embed_tokens", "lm_head", "mlp.gate.", "norm", "conv1d")
+PLAIN = ("embed_tokens", "lm_head", "shared_head", "mlp.gate.", "norm", "conv1d")
 """Parts of names of the tensors that releases leave as they are."""
 LARGEST = 448.0
 """Of float8_e4m3fn."""

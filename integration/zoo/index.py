@@ -1,7 +1,7 @@
 """Names and shapes of all tensors of a released checkpoint, as its index lists them, from its `config.json` alone.
 
-Written from the layout of the releases, not from our weight tables, which are compared with it. What the trainer
-does not have, the further layers of multi-token prediction, are left out.
+Written from the layout of the releases, not from our weight tables, which are compared with it. Further layers of
+multi-token prediction are those that `num_nextn_predict_layers` says; Qwen3-Next's file has no word for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,36 @@ def index_of(config: Config) -> dict[str, Shape]:
         found[f"{head}.weight"] = (vocab, hidden)
     for number in range(config["num_hidden_layers"]):
         found |= {f"{layers}.{number}.{name}": shape for name, shape in LAYERS[kind](config, number)}
+    for depth in range(config.get("num_nextn_predict_layers", 0)):
+        found |= dict(further(config, depth))
     return found
+
+
+def further(config: Config, depth: int) -> Tensors:
+    """One further layer: a decoder layer like the last one, and what is around it."""
+    hidden, last = config["hidden_size"], config["num_hidden_layers"] - 1
+    place, norms, projection, end = {
+        "mimo": (
+            f"model.mtp_layers.{depth}.",
+            (f"model.mtp_layers.{depth}.token_layernorm", f"model.mtp_layers.{depth}.hidden_layernorm"),
+            f"model.mtp_layers.{depth}.input_proj",
+            f"model.mtp_layers.{depth}.final_layernorm",
+        ),
+        "qwen3_next": (
+            f"mtp.layers.{depth}.", ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden"), "mtp.fc", "mtp.norm",
+        ),
+    }.get(config["model_type"]) or _behind(last + 1 + depth)  # fmt: skip
+    for norm in (*norms, end):
+        yield f"{norm}.weight", (hidden,)
+    yield f"{projection}.weight", (hidden, 2 * hidden)
+    for name, shape in LAYERS[config["model_type"]](config, last):
+        yield place + name, shape
+
+
+def _behind(number: int) -> tuple[str, tuple[str, str], str, str]:
+    """A further layer stored as one more layer, which has copies of the embedding and the output matrix besides."""
+    place = f"model.layers.{number}."
+    return place, (place + "enorm", place + "hnorm"), place + "eh_proj", place + "shared_head.norm"
 
 
 def norms(config: Config) -> Tensors:
@@ -97,10 +126,10 @@ def experts(config: Config, count: str, *, bias: bool = False) -> Tensors:
 
 
 def dense(config: Config, number: int) -> Tensors:
-    """LLaMA, Qwen1.5 to Qwen3."""
+    """LLaMA, Qwen1.5 to Qwen3, MiMo."""
     kind = config["model_type"]
     yield from norms(config)
-    yield from grouped(config, bias=kind == "qwen2", head_norms=kind == "qwen3")
+    yield from grouped(config, bias=kind in ("qwen2", "mimo"), head_norms=kind == "qwen3")
     yield from mlp(config, config["intermediate_size"])
 
 
@@ -195,6 +224,7 @@ LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "llama": dense,
     "qwen": qwen,
     "internlm2": internlm2,
+    "mimo": dense,
     "qwen2": dense,
     "qwen3": dense,
     "qwen3_moe": qwen3_moe,

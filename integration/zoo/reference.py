@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Reference:
         """As `measure`, with what training adds for routers: `kind`, `balance` and `z_loss`; and their `loads`."""
         return self._ask("routed", case, str(directory), str(batch), str(out), terms)
 
+    def greedy(self, case: str, directory: Path, batch: Path) -> dict[str, Any]:
+        """`chosen`: the most probable token at every place, of the model and of each further layer."""
+        return self._ask("greedy", case, str(directory), str(batch))
+
     def close(self) -> None:
         """End the process."""
         self._requests.close()
@@ -75,7 +80,8 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    verbs = {"write": write, "measure": measure, "documents": documents, "routed": routed, "steps": steps}
+    every = (write, measure, documents, routed, steps, greedy)
+    verbs: dict[str, Any] = {one.__name__: one for one in every}
     for line in sys.stdin:
         verb, case, *rest = json.loads(line)
         try:
@@ -144,7 +150,7 @@ def _losses(case: Any, model: Any, batch: Any) -> tuple[Any, Any, Any]:
     logits = model(input_ids=batch["tokens"]).logits
     losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
     total = (losses * batch["loss_mask"].flatten()).sum()
-    return logits, total, None if case.extra_loss is None else case.extra_loss(model, batch)
+    return logits, total, None if case.extra_loss is None else case.extra_loss(model, [batch])
 
 
 def measure(case: Any, directory: str, batch: str, out: str) -> dict[str, float]:
@@ -192,16 +198,25 @@ def documents(case: Any, directory: str, batches: list[str], out: str) -> dict[s
     """Forward and backward, one document after the other."""
     from safetensors.torch import load_file, save_file
 
-    assert case.extra_loss is None, "what training adds is a mean of its own"
     rows = [load_file(batch) for batch in batches]
     count = sum(float(row["loss_mask"].sum()) for row in rows)
     model, seen = load(case, directory), 0.0
     for row in rows:
-        _, total, _ = _losses(case, model, row)
+        _, total, _ = _losses(replace(case, extra_loss=None), model, row)
         (total / count).backward()
         seen += total.item() / count
+    if case.extra_loss is not None:
+        case.extra_loss(model, rows).backward()
     save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
     return {"loss": seen}
+
+
+def greedy(case: Any, directory: str, batch: str) -> dict[str, Any]:
+    """Forward alone."""
+    from safetensors.torch import load_file
+
+    model, tokens = load(case, directory), load_file(batch)["tokens"]
+    return {"chosen": [one.argmax(-1).tolist() for one in (model(input_ids=tokens).logits, *model.further(tokens))]}
 
 
 def steps(case: Any, directory: str, batches: list[str], out: str) -> dict[str, list[float]]:

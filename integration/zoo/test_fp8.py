@@ -42,6 +42,7 @@ def stored(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     [
         ("deepseek_v3", "one"),
         ("deepseek_v3", "tp2-sp-ep2"),
+        ("deepseek_v3 predicting", "ep2"),
         ("qwen3", "tp2"),
         ("qwen3_next", "tp2-sp"),
         ("glm_4_5", "ep2"),

@@ -39,7 +39,7 @@ def run_of(size: str, *flags: str) -> Any:
     return resolve(["--model-name", size, "--train-iters", "1", *flags], note=lambda _: None)
 
 
-def tensors_of(worker: Any, size: str) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def tensors_of(worker: Any, size: str, flags: tuple[str, ...] = ()) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Names and shapes of the Hugging Face tensors behind the parameters of one process, and parameters without any."""
     from loongforge.ckpt.hf.parameters import collect
     from loongforge.core.checkpoint.contract import WeightPart
@@ -50,7 +50,7 @@ def tensors_of(worker: Any, size: str) -> tuple[dict[str, tuple[int, ...]], list
     from loongforge.core.plan import Plan
     from loongforge.core.platform import choose
 
-    plan = Plan.of(run_of(size), 1)
+    plan = Plan.of(run_of(size, *flags), 1)
     component = plan.config.model.foundation
     family = plugins.load("models", component.family)
     with join(plan.layout, worker, choose("cpu").platform(), 3.0) as world:
@@ -85,6 +85,32 @@ def test_model_and_table_are_the_released_checkpoint(family: str, size: str, meg
     assert {name: shape for name, shape in shapes.items() if shape != expected[name]} == {}
     counted = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(BUFFERS))
     assert counted == FAMILIES[family].parameters[size]
+
+
+FURTHER = {
+    "deepseek_v3": 11_610_067_968,
+    "glm_4_5_air_106b_a12b": 2_375_059_456,
+    "qwen3_next_80b_a3b": 1_650_471_424,
+    "mimo_7b": 210_790_400,
+}
+"""Parameters of the further layer, the copies of embedding and output matrix left out, from its matrices by hand."""
+
+
+@pytest.mark.parametrize("size", FURTHER)
+def test_its_further_layer_too(size: str, megatron: Any) -> None:
+    from loongforge.core.plan import Plan
+    from loongforge.core.plan.parameters import count_parameters
+    from loongforge.core.testing import run_distributed
+
+    flags = ("--mtp-num-layers", "1")
+    ((shapes, orphans),) = run_distributed(partial(tensors_of, size=size, flags=flags), 1)
+    config = run_of(size, *flags).model.foundation.geometry.to_hf()
+    expected = index_of({**config, "num_nextn_predict_layers": 1})
+    assert orphans == []
+    assert shapes == expected
+    plain, plan = Plan.of(run_of(size), 1), Plan.of(run_of(size, *flags), 1)
+    rows = plain.geometry.vocab_size
+    assert count_parameters(plan.geometry, rows) - count_parameters(plain.geometry, rows) == FURTHER[size]
 
 
 @pytest.mark.parametrize(("family", "size"), SIZES)

@@ -19,16 +19,13 @@ DOCUMENTS = (8, 12, 4, 8)
 """Lengths in a row of 32, all multiples of 2 x cp."""
 ENDS = (0, *accumulate(DOCUMENTS))
 
-# What multi-token prediction adds is a mean of its own: its packing is tested where the prediction layers are.
-PACKED = [name for name, case in CASES.items() if case.extra_loss is None]
-
 
 def layout_of(name: str) -> str:
     """Context parallelism cuts the documents themselves."""
     return next(layout for layout in ("cp2", "tp2-sp", "tp2", "one") if layout in CASES[name].layouts)
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", CASES)
 def test_packed_documents(name: str, zoo: Any, results: dict[str, Any], tmp_path: Path) -> None:
     from proof import GRADIENTS, config_of, one_batch, read
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from case import EXPERTS, Case
+from predicting import predicting
 
 SHARED: dict[str, Any] = {
     "attention_bias": False,
@@ -76,6 +77,9 @@ V3: dict[str, Any] = {
     "topk_method": "noaux_tc",
 }
 
+STILL = ("--moe-router-bias-update-rate", "0")
+"""The reference leaves the bias of the choice alone."""
+
 CASES = {
     "deepseek_v2": Case(family="deepseek2", config=V2, layouts=EXPERTS),
     "deepseek_v2_lite": Case(family="deepseek2", config=LITE, layouts=("one", "tp2-sp", "ep2")),
@@ -83,6 +87,13 @@ CASES = {
         family="deepseek3",
         config=V3,
         layouts=EXPERTS,
-        flags=("--moe-router-bias-update-rate", "0"),  # the reference leaves the bias of the choice alone
+        flags=STILL,
+    ),
+    "deepseek_v3 predicting": predicting(
+        "AS_LAYERS",
+        family="deepseek3",
+        config={**V3, "num_nextn_predict_layers": 1},
+        layouts=EXPERTS,
+        flags=STILL,
     ),
 }

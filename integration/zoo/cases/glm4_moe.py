@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from case import EXPERTS, Case
+from predicting import predicting
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Glm4MoeForCausalLM"],
@@ -54,5 +55,12 @@ CASES = {
         flags=STILL,
         # A bias of keys that no rotation turns shifts all scores of a query alike, which a softmax does not see.
         rounding=r".*k_proj\.bias",
+    ),
+    "glm_4_5 predicting": predicting(
+        "AS_LAYERS",
+        family="glm4_moe",
+        config={**CONFIG, "num_nextn_predict_layers": 1},
+        layouts=("one", "tp2-sp-ep2"),
+        flags=STILL,
     ),
 }

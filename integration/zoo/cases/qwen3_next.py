@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from case import Case
+from predicting import predicting
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
@@ -87,5 +88,8 @@ def case(layouts: tuple[str, ...], **changes: Any) -> Case:
 CASES = {
     "qwen3_next": case(LAYOUTS),
     # One key/value head for two tensor parallel ranks: each finds its own queries and gates in the gathered rows.
+    "qwen3_next predicting": predicting(
+        "QWEN3_NEXT", family="qwen3_next", config=CONFIG, layouts=("one", "pp2", "tp2-sp-ep2")
+    ),
     "qwen3_next one group": case(("one", "tp2-sp"), num_key_value_heads=1),
 }
