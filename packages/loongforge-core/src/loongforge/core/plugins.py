@@ -178,7 +178,10 @@ class TrackerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec:
-    """A verb of the command line (`loongforge.commands`): `command(argv: list[str]) -> int`, the exit code."""
+    """A verb of the command line (`loongforge.commands`): `command(argv: list[str]) -> int`, the exit code.
+
+    A name with a dot is said in two words: `bench.mtp` is `loongforge bench mtp`; another wheel may add `bench.ours`.
+    """
 
     name: str
     api: tuple[int, int]

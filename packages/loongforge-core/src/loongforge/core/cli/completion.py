@@ -25,7 +25,8 @@ def complete(words: list[str]) -> int:
 def application() -> typer.Typer:
     """The verbs with what can be completed after them: kinds and names, otherwise files."""
     app = typer.Typer(add_completion=True, context_settings={"ignore_unknown_options": True})
-    for name in dict.fromkeys([*VERBS, *plugins.registered("commands")]):
+    first = [name.partition(".")[0] for name in plugins.registered("commands")]  # `bench.mtp` is said in two words
+    for name in dict.fromkeys([*VERBS, *first]):
         app.command(name)(_SHAPES.get(name, _with_files))
     return app
 

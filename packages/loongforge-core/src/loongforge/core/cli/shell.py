@@ -25,7 +25,12 @@ VERBS = {
 }
 """The built-in verbs. They cannot be replaced: a wheel's verb of the same name answers to `owner:name`."""
 
-PROVIDERS = {"convert": "loongforge-ckpt", "verify": "loongforge-ckpt", "data": "loongforge-data"}
+PROVIDERS = {
+    "bench": "loongforge-ckpt",
+    "convert": "loongforge-ckpt",
+    "verify": "loongforge-ckpt",
+    "data": "loongforge-data",
+}
 """Verbs of our other wheels, so that one can say what to install when it is absent."""
 
 EXAMPLES = """\
@@ -74,7 +79,35 @@ def run(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"loongforge {version('loongforge-core')}")
         return 0
-    return find(words[0])(words[1:])
+    verb, rest = _verb(words)
+    if verb == words[0] and verb not in VERBS and (members := _members(verb)) and not _is_registered(verb):
+        return _group(verb, members, rest)
+    return find(verb)(rest)
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb and its arguments: one registered as `bench.mtp` is said in two words."""
+    both = ".".join(words[:2])
+    return (both, words[2:]) if words[0] not in VERBS and _is_registered(both) else (words[0], words[1:])
+
+
+def _is_registered(verb: str) -> bool:
+    return verb.rpartition(":")[2] in plugins.registered("commands")
+
+
+def _members(group: str) -> list[str]:
+    """What may follow a word that is the beginning of registered verbs: `mtp` after `bench`."""
+    return [name.partition(".")[2] for name in plugins.registered("commands") if name.startswith(f"{group}.")]
+
+
+def _group(group: str, members: list[str], rest: list[str]) -> int:
+    """The first word of verbs of two words, without a second one that there is."""
+    if rest and rest[0] not in ("-h", "--help"):
+        hint = plugins.did_you_mean(rest[0], members)
+        raise ConfigError(f"no verb {group!r} {rest[0]!r}.{hint} Known: {', '.join(members)}.")
+    print(f"usage: loongforge {group} WHAT [arguments]\n")
+    print("\n".join(line for line in _registered_verbs() if line.strip().startswith(f"{group} ")))
+    return 0
 
 
 def find(verb: str) -> Command:
@@ -120,5 +153,5 @@ def _registered_verbs() -> list[str]:
             typed = name if len(rivals) == 1 and name not in VERBS else f"{plugin.distribution}:{name}"
             state = plugin.state()
             summary = plugin.spec.summary if state == "ready" else state
-            lines.append(f"  {typed:12} {summary} ({plugin.distribution})")
+            lines.append(f"  {typed.replace('.', ' '):12} {summary} ({plugin.distribution})")
     return lines
