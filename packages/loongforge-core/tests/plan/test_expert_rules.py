@@ -14,7 +14,13 @@ SHARED = tiny.EXPERTS | {"shared_ffn_hidden_size": 20}
 OVERLAP = {"moe_shared_expert_overlap": True}
 PADDED = {"moe_pad_expert_input_to_capacity": True}
 
+UNIFORM = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"prediction_layers": 1, **UNIFORM},
+        "parallel.recompute_num_layers=2 with mtp_num_layers=1: megatron-core recomputes further layers one by one",
+    ),
     ({"moe_z_loss_coeff": 0.1}, "moe.moe_z_loss_coeff=0.1 needs experts, but the model is dense: leave it out."),
     (
         {"experts": tiny.EXPERTS, "moe_token_drop_policy": "position"},

@@ -41,6 +41,19 @@ def test_a_registered_verb_runs_with_its_arguments_and_exit_code(wheel, capsys: 
     assert "  greet        Greets. (acme-tools)\n" in capsys.readouterr().out
 
 
+def test_a_name_with_a_dot_is_said_in_two_words(wheel, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(wheel, "acme-tools", "acme_verb", name="weigh.boats")
+    verb(wheel, "other-tools", "other_verb", name="weigh.drums")
+    assert main(["weigh", "drums", "a", "--b"]) == 7
+    assert capsys.readouterr().out == "hello a --b\n"
+    assert main(["weigh"]) == main(["weigh", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "  weigh boats  Greets. (acme-tools)\n  weigh drums  Greets. (other-tools)\n" in shown
+    assert main(["weigh", "boat"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: no verb 'weigh' 'boat'. Did you mean 'boats'? Known: boats, drums.\n"
+
+
 def test_a_typing_error_finds_it(wheel, capsys: pytest.CaptureFixture[str]) -> None:
     verb(wheel, "acme-tools", "acme_verb")
     assert main(["gret"]) == 2
