@@ -23,8 +23,8 @@ LEARNING_RATE, DECAY, BETAS, EPSILON, CLIP = 1e-3, 0.1, (0.9, 0.95), 1e-8, 1.0
 class Reference:
     """The running process; every call waits for its answer."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-W", "ignore", str(Path(__file__))]
+    def __init__(self, script: Path = Path(__file__)) -> None:
+        command = [sys.executable, "-W", "ignore", str(script)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin
         assert self._process.stdout
@@ -70,8 +70,8 @@ class Reference:
         return answer
 
 
-def main() -> None:
-    """Answer requests until there are no more."""
+def main(**more: Any) -> None:
+    """Answer requests until there are no more; `more` verbs besides those of this file."""
     import torch
     from transformers.utils import logging
 
@@ -81,7 +81,7 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     every = (write, measure, documents, routed, steps, greedy)
-    verbs: dict[str, Any] = {one.__name__: one for one in every}
+    verbs: dict[str, Any] = {one.__name__: one for one in every} | more
     for line in sys.stdin:
         verb, case, *rest = json.loads(line)
         try:

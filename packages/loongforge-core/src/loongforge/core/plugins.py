@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from loongforge.core import env
 from loongforge.core.errors import PluginError
@@ -160,6 +160,9 @@ class FormatSpec:
     """`read_config(path) -> dict`: the model's own configuration. Imports no torch."""
     load: Lazy
     save: Lazy
+    holds: Literal["model", "adapter"] = "model"
+    """Whole weights, for `--load`; or adapters of a model, for `--lora-adapter-path`, whose `read_config` answers the
+    fields of the section `lora`."""
     extra: str | None = None
     summary: str = ""
 

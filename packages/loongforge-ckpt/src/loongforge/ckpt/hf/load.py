@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 
 from loongforge.ckpt.hf.directory import locate, read_config
 from loongforge.ckpt.hf.parameters import Parameter, collect
-from loongforge.ckpt.hf.pieces import Shape
 from loongforge.ckpt.hf.quantised import FP8, SCALES, Dequantised, scale_shape
 from loongforge.core.checkpoint.contract import MoveReport, WeightMove
 from loongforge.core.errors import CheckpointError, ConfigError
+from loongforge.core.model.pieces import Shape
 from loongforge.core.model.quantisation import fp8_block
 
 FLOATING = ("F64", "F32", "F16", "BF16")
+Locate = Callable[[Path], tuple[dict[str, str], list[str]]]
 SHOWN = 8
 """Names listed in one error before the rest is counted."""
 
@@ -73,9 +74,9 @@ class Findings:
 class TensorFiles:
     """The safetensors files of a directory, mapped into memory and opened when first asked for."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, find: Locate = locate) -> None:
         self.path = path
-        self.where, self.problems = locate(path)
+        self.where, self.problems = find(path)
         self._stack = stack
         self._open: dict[str, Any] = {}
         if single := self.where.pop("*", None):
@@ -138,8 +139,10 @@ class TensorFiles:
             self.problems.append(problem)
 
 
-def load(move: WeightMove) -> MoveReport:
+def load(move: WeightMove, find: Locate = locate) -> MoveReport:
     """Fill every parameter of every component, in its own type; padding rows of the vocabulary become zero.
+
+    `find` says which file of the directory has which tensor.
 
     Files are memory-mapped, so that host memory holds no copy beyond the parameters themselves. Nothing is changed
     unless all ranks found everything in order; otherwise all of them raise the same `CheckpointError`.
@@ -154,7 +157,7 @@ def load(move: WeightMove) -> MoveReport:
         mine.orphans |= set(orphans)
         mine.copies |= {name for one in found for name in one.copies()}
     with ExitStack() as stack:
-        files = TensorFiles(move.path, stack)
+        files = TensorFiles(move.path, stack, find)
         parameters = inspect(parameters, files, mine)
         everyone = Findings()
         for one in world.gather(mine):

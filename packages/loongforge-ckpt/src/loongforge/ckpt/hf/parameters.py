@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from loongforge.ckpt.hf.pieces import Piece, Shape, Shard, hf_names, hf_shapes, pieces
 from loongforge.core.checkpoint.contract import WeightPart
 from loongforge.core.model.names import whole_model_name
+from loongforge.core.model.pieces import Piece, Shape, Shard, hf_names, hf_shapes, pieces
 from loongforge.core.model.weights import Copy, Rule, StackedExperts
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -89,11 +89,14 @@ def collect(part: WeightPart) -> tuple[list[Parameter], list[str]]:
     component has no parameters.
     """
     rules = [(_pattern(rule.megatron), rule) for rule in part.table.rules]
+    others = [re.compile(pattern) for pattern in part.table.ignored_megatron]
     found: list[Parameter] = []
     orphans: list[str] = []
     for chunk in part.chunks:
         for local, tensor, is_buffer in _tensors(chunk):
             name = whole_model_name(chunk, local)
+            if any(pattern.fullmatch(name) for pattern in others):
+                continue
             hit = next(((match, rule) for pattern, rule in rules if (match := pattern.fullmatch(name))), None)
             if hit is None:
                 orphans += [] if is_buffer else [name]

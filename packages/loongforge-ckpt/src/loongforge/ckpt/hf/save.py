@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from loongforge.ckpt.hf.container import ContainerWriter
-from loongforge.ckpt.hf.directory import CONFIG, INDEX, SINGLE, foreign_entries, incomplete, replaced, travellers
+from loongforge.ckpt.hf.directory import CONFIG, INDEX, SINGLE, foreign_entries, incomplete, travellers
 from loongforge.ckpt.hf.parameters import collect
+from loongforge.ckpt.hf.publish import cannot_write, publish, sync, write_json
 from loongforge.ckpt.hf.shards import (
     SHARD_BYTES,
     STACKED,
@@ -97,7 +96,7 @@ def _prepare(target: Path, work: Path, plan: ExportPlan) -> list[str]:
             work.rmdir()
         return problems
     except OSError as error:
-        return [_cannot_write(target, error)]
+        return [cannot_write(target, error)]
 
 
 def _write_file(work: Path, own: OwnFile, plan: ExportPlan, world: World) -> list[str]:
@@ -110,7 +109,7 @@ def _write_file(work: Path, own: OwnFile, plan: ExportPlan, world: World) -> lis
                     writer.write(name, tensor)
         problems = []
     except OSError as error:
-        problems = [_cannot_write(work / own.name, error)]
+        problems = [cannot_write(work / own.name, error)]
     for _ in stream:
         pass  # a sending rank, or a failed one: the others are in the same collectives
     return problems
@@ -187,52 +186,15 @@ def _finish(move: WeightMove, target: Path, work: Path, plan: ExportPlan) -> lis
         config = dict(move.config)
         if not {"dtype", "torch_dtype"} & set(config):
             config["torch_dtype"] = str(plan.dtype if move.dtype is None else move.dtype).removeprefix("torch.")
-        _write_json(work / CONFIG, config)
+        write_json(work / CONFIG, config)
         if SINGLE not in plan.files.values():
             where = dict(sorted(plan.files.items()))
-            _write_json(work / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": where})
+            write_json(work / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": where})
         for file in travellers(move.travel) if move.travel is not None else ():
             shutil.copyfile(file, work / file.name)
-            _sync(work / file.name)
-        _sync(work)
-        _publish(work, target)
+            sync(work / file.name)
+        sync(work)
+        publish(work, target)
     except OSError as error:
-        return [_cannot_write(target, error)]
+        return [cannot_write(target, error)]
     return []
-
-
-def _publish(work: Path, target: Path) -> None:
-    """Give the complete directory its name. What had it waits beside, and comes back if this fails."""
-    old = replaced(target)
-    if target.exists():
-        if old.exists():
-            shutil.rmtree(old)  # left behind by a run that was killed after its own export had the name
-        target.rename(old)
-    try:
-        work.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)  # the export has its name; what stays here the next one removes
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"{path}: cannot be written ({error.strerror or error}). What was there before is untouched. "
-        "Free space or choose another directory for the export."
-    )

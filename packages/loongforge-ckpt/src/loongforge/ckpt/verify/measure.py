@@ -84,13 +84,21 @@ def _write_logits(part: Part, chunks: list[Any], batches: list[Batch], scratch: 
 
 @torch.no_grad()
 def write_gradients(part: Part, path: Path) -> None:
-    """Put every gradient in place of its parameter and write an export: the weight table maps both alike."""
+    """Put every gradient in place of its parameter and write an export: the weight table maps both alike.
+
+    Of a model with adapters those alone have gradients, and they alone are written, as PEFT does.
+    """
+    from loongforge.core.checkpoint.export import export_hf
     from loongforge.core.checkpoint.parts import parts_of
 
     for chunk in part.model.chunks:
         parameters: list[Any] = list(chunk.parameters())
         for parameter in parameters:
-            parameter.copy_(parameter.main_grad)
+            if parameter.requires_grad or not part.plan.adapters:
+                parameter.copy_(parameter.main_grad)
+    if part.plan.adapters:
+        export_hf(part.plan, part.world, part.model, path)
+        return
     parts = parts_of(part.plan, part.world, part.model.chunks, part.model.tower)
     config = part.plan.config.model.foundation.geometry.to_hf()
     save(WeightMove(path=path, parts=parts, world=part.world, config=config))

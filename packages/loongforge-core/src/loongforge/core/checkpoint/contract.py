@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.process_groups_config import ProcessGroupCollection
 
+    from loongforge.core.lora.targets import AdapterSet
     from loongforge.core.megatron.groups import World
     from loongforge.core.model.weights import WeightTable
 
@@ -53,6 +54,8 @@ class WeightMove:
     """Whether the parts are everything the directory holds; else its other tensors are left alone (load only)."""
     dtype: torch.dtype | None = None
     """Type of the written tensors; as trained when None (save only)."""
+    adapters: AdapterSet | None = None
+    """What is written where the parts are adapters (save only)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,8 @@ class Manifest:
     """Facts about the data that must not change for an exact resume."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Distributions that took part."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Rank, alpha, modules and patterns of adapters; empty without any."""
     format: int = FORMAT
 
 

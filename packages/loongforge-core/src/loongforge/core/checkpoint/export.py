@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.contract import MoveReport, WeightMove
-from loongforge.core.checkpoint.parts import part_of, parts_of
+from loongforge.core.checkpoint.parts import adapters_of, part_of, parts_of
 from loongforge.core.checkpoint.sources import architectures, composition_of, is_apart
 from loongforge.core.data.open import tokenizer_directory
 from loongforge.core.errors import CheckpointError
+from loongforge.core.lora.targets import AdapterSet, inventory_of
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
 from loongforge.core.step.optimizer import gather_parameters
@@ -54,11 +55,14 @@ def export_if_asked(plan: Plan, world: World, model: HasModel) -> Path | None:
 def export_hf(plan: Plan, world: World, model: HasModel, path: Path) -> MoveReport:
     """Write the weights of a model. Collective; raises `CheckpointError` on every rank.
 
+    Of a model with adapters these alone are written, in PEFT's format: the model is as it was loaded.
     A model that Hugging Face knows as one becomes one directory. Components that it does not know together are written
     side by side, each into a directory of its own that `load` of the component takes.
     """
     wrapped = [*model.chunks, *([] if model.tower is None else [model.tower])]
     gather_parameters([one for one in wrapped if hasattr(one, "ddp_config")])
+    if plan.adapters:
+        return _adapters_alone(plan, world, model, path)
     config = whole_config(plan)
     if config is None:
         return _side_by_side(plan, world, model, path.expanduser().resolve())
@@ -66,6 +70,20 @@ def export_hf(plan: Plan, world: World, model: HasModel, path: Path) -> MoveRepo
     config = _with_token_ids(plan, _with_source(plan, config, "foundation"))
     move = WeightMove(path=path, parts=parts, world=world, config=config, travel=_travel(plan))
     return _format().save()(move)
+
+
+def _adapters_alone(plan: Plan, world: World, model: HasModel, path: Path) -> MoveReport:
+    load = plan.config.model.foundation.load or plan.config.checkpoint.load
+    matrices = inventory_of(plan.config.model, plan.geometry).matrices
+    base = str(Path(load).expanduser().resolve()) if load else None
+    move = WeightMove(
+        path=path,
+        parts=(adapters_of(plan, world, model.chunks),),
+        world=world,
+        config={},
+        adapters=AdapterSet(base=base, adapters=plan.adapters, matrices=matrices),
+    )
+    return plugins.load("checkpoints", "peft").save()(move)
 
 
 def whole_config(plan: Plan) -> dict[str, Any] | None:

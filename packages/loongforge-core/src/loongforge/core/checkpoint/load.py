@@ -18,18 +18,20 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from loongforge.core import plugins
 from loongforge.core.checkpoint import random_state
 from loongforge.core.checkpoint.contract import WeightMove, WeightPart
-from loongforge.core.checkpoint.parts import part_of
+from loongforge.core.checkpoint.parts import adapters_of, part_of
 from loongforge.core.checkpoint.safe_metadata import UnsafeCheckpoint, read_metadata, refuse_code
 from loongforge.core.checkpoint.sources import Source, sources
 from loongforge.core.checkpoint.start import Start
 from loongforge.core.checkpoint.state import (
     layout_facts,
+    lora_facts,
     model_state,
     random_object,
     restore_model,
     restore_training,
     training_state,
 )
+from loongforge.core.config.loaded import adapter_format
 from loongforge.core.errors import CheckpointError
 from loongforge.core.megatron.groups import World
 from loongforge.core.model.build import Model
@@ -60,7 +62,22 @@ def load_weights(plan: Plan, world: World, model: Model, start: Start) -> list[s
         spec: plugins.FormatSpec = plugins.load("checkpoints", first.format)
         whole = first.others <= set(names)
         notes += spec.load()(WeightMove(path=path, parts=tuple(parts), world=world, config={}, whole=whole)).notes
-    return [*_origins(found, start), *notes]
+    return [*_origins(found, start), *notes, *_load_adapters(plan, world, model, start)]
+
+
+def _load_adapters(plan: Plan, world: World, model: Model, start: Start) -> list[str]:
+    """Fill the adapters from the directory that the run names, unless a checkpoint of ours holds them."""
+    named = plan.config.lora.adapter_path
+    if not plan.adapters or named is None or _has_adapters(start):
+        return []
+    path = Path(named).expanduser()
+    spec: plugins.FormatSpec = adapter_format(path).spec
+    move = WeightMove(path=path, parts=(adapters_of(plan, world, model.chunks),), world=world, config={})
+    return [f"Adapters of {path}.", *spec.load()(move).notes]
+
+
+def _has_adapters(start: Start) -> bool:
+    return start.manifest is not None and bool(start.manifest.lora)
 
 
 def _origins(found: Mapping[str, Source | None], start: Start) -> list[str]:
@@ -86,13 +103,14 @@ def load_training(plan: Plan, world: World, training: Training, start: Start) ->
     verify_files(start.checkpoint, world)
     section, manifest = plan.config.checkpoint, start.manifest
     _same_kind_of_optimizer(plan, start)
+    _same_adapters(plan, start)
     whole = not start.weights_only
     optimizer = whole and manifest.optimizer and (start.continued or not section.no_load_optim)
     same_world = dict(manifest.layout) == layout_facts(plan)
     wants_random = whole and (start.continued or not section.no_load_rng)
     random = wants_random and same_world
     state = (
-        model_state(world, training.chunks, training.tower)
+        model_state(world, training.chunks, training.tower, adapters=_has_adapters(start))
         if start.weights_only
         else training_state(training, world, optimizer=optimizer, loading=True)
     )
@@ -139,8 +157,30 @@ def _same_kind_of_optimizer(plan: Plan, start: Start) -> None:
         )
 
 
+def _same_adapters(plan: Plan, start: Start) -> None:
+    """The same rank, scale and modules as were saved: shapes would tell of some differences, and of alpha none."""
+    manifest, now = start.manifest, lora_facts(plan)
+    assert manifest is not None, "asked of a checkpoint of ours"
+    if dict(manifest.lora) == now:
+        return
+    if not manifest.lora and start.weights_only:
+        return  # adapters begin on a model that was trained before
+    if not now:
+        raise CheckpointError(
+            f"{start.checkpoint} holds adapters, and this run has none: give --lora-rank {manifest.lora.get('rank')} "
+            "and the other numbers of its config.yaml, or merge them into the model with loongforge merge-adapter."
+        )
+    if not manifest.lora:
+        raise CheckpointError(
+            f"{start.checkpoint} was trained without adapters: begin with it with --finetune and another --save."
+        )
+    changed = [name for name in now if manifest.lora.get(name) != now[name]]
+    lines = "; ".join(f"lora.{name} was {manifest.lora.get(name)!r}, is {now[name]!r}" for name in changed)
+    raise CheckpointError(f"{start.checkpoint}: {lines}. Adapters mean something with their own numbers alone.")
+
+
 def load_model(world: World, model: Model, checkpoint: Path) -> None:
-    """Only the weights of a checkpoint of ours, into a model that is not wrapped."""
+    """Only the weights of a checkpoint of ours, adapters included, into a model that is not wrapped."""
     verify_files(checkpoint, world)
     loaded = _load(model_state(world, model.chunks, model.tower), checkpoint, world)
     restore_model(model.chunks, model.tower, loaded)

@@ -12,6 +12,7 @@ import torch
 from loongforge.core import plugins
 from loongforge.core.checkpoint.contract import WeightPart
 from loongforge.core.checkpoint.sources import Prefixes, composition_of
+from loongforge.core.lora.table import adapter_table, without_adapters
 from loongforge.core.megatron.groups import World
 from loongforge.core.model.weights import Rule, WeightTable
 from loongforge.core.plan import Plan
@@ -39,8 +40,9 @@ def part_of(
 ) -> WeightPart:
     """One component, with its own Hugging Face names or those that `prefixes` make of them."""
     config = plan.config.model.components[component]
-    table: WeightTable = plugins.load("models", config.family).weights()(config.geometry)
     foundation = component == "foundation"
+    table: WeightTable = plugins.load("models", config.family).weights()(config.geometry)
+    table = without_adapters(table)
     if foundation:
         modules: list[torch.nn.Module] = [unwrap(chunk) for chunk in chunks]
     else:
@@ -53,6 +55,12 @@ def part_of(
         groups=groups if modules else None,
         vocab_size=plan.geometry.vocab_size if foundation else 0,
     )
+
+
+def adapters_of(plan: Plan, world: World, chunks: Sequence[Any]) -> WeightPart:
+    """The adapters of the foundation alone, with PEFT's names."""
+    part = part_of(plan, world, chunks, None, "foundation")
+    return replace(part, table=adapter_table(part.table), vocab_size=0)
 
 
 def unwrap(chunk: Any) -> torch.nn.Module:

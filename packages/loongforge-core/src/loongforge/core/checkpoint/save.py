@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from loongforge.core.checkpoint import write
 from loongforge.core.checkpoint.directory import Manifest, RunDirectory
-from loongforge.core.checkpoint.state import layout_facts, random_object, training_state
+from loongforge.core.checkpoint.state import layout_facts, lora_facts, random_object, training_state
 from loongforge.core.errors import CheckpointError, TrainingError
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
@@ -144,6 +144,7 @@ class Saver:
             distributed_optimizer=self.plan.config.parallel.use_distributed_optimizer,
             fingerprint=dict(self.fingerprint),
             versions=_versions(),
+            lora=lora_facts(self.plan),
         )
 
 

@@ -101,9 +101,10 @@ def _own(model: ModelConfig, name: str, text: str) -> Source:
         raise CheckpointError(f"{said}: no such directory. Give a Hugging Face directory, or {RANDOM!r}.")
     if is_apart(path, name):
         path = path / name
-    form = next((plugin.name for plugin in plugins.usable("checkpoints") if plugin.spec.detect()(path)), None)
+    formats = [plugin for plugin in plugins.usable("checkpoints") if plugin.spec.holds == "model"]
+    form = next((plugin.name for plugin in formats if plugin.spec.detect()(path)), None)
     if form is None:
-        known = ", ".join(plugin.name for plugin in plugins.usable("checkpoints")) or "none"
+        known = ", ".join(plugin.name for plugin in formats) or "none"
         raise CheckpointError(
             f"{said}: no registered format ({known}) knows this directory. Give a Hugging Face directory with "
             f"config.json and safetensors, or {RANDOM!r}."

@@ -82,6 +82,8 @@ def _at_load(section: CheckpointConfig, path: Path) -> Start:
     if (damaged := path / ".metadata").is_file():
         raise CheckpointError(f"--load {path}: has {damaged.name} but no manifest.json: not a complete checkpoint.")
     for plugin in plugins.usable("checkpoints"):
+        if plugin.spec.holds == "adapter":
+            continue
         # An export of components side by side is a directory of directories.
         if plugin.spec.detect()(path) or plugin.spec.detect()(path / "foundation"):
             return Start(weights=path, format=plugin.name)

@@ -12,6 +12,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from loongforge.core.checkpoint import optimizer_state, random_state
 from loongforge.core.checkpoint.parts import unwrap
+from loongforge.core.lora.table import is_adapter
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
 from loongforge.core.step.optimizer import Training, gather_parameters
@@ -24,13 +25,36 @@ def layout_facts(plan: Plan) -> dict[str, Any]:
     return facts if plan.encoder is None else {**facts, "encoder": str(plan.encoder)}
 
 
-def model_state(world: World, chunks: Sequence[Any], tower: Any) -> dict[str, Any]:
-    """Sharded weights of every chunk and of the tower, under names that do not depend on the layout."""
+def lora_facts(plan: Plan) -> dict[str, Any]:
+    """The adapters as a manifest holds them; empty without any."""
+    section = plan.config.lora
+    if not section.on:
+        return {}
+    return {
+        "rank": section.rank,
+        "alpha": section.rank if section.alpha is None else section.alpha,
+        "rslora": section.rslora,
+        "target_modules": list(section.target_modules),
+        "patterns": list(section.patterns),
+    }
+
+
+def model_state(world: World, chunks: Sequence[Any], tower: Any, *, adapters: bool = True) -> dict[str, Any]:
+    """Sharded weights of every chunk and of the tower, under names that do not depend on the layout.
+
+    Without `adapters` those of the model alone, as it is saved where it has none.
+    """
     state: dict[str, Any] = {}
     for number, chunk in enumerate(chunks):
         module: Any = unwrap(chunk)
         _name_group(module, world.groups)
-        state[f"model{number}"] = module.sharded_state_dict(metadata={"dp_cp_group": world.dp_cp})
+        metadata: dict[str, Any] = {"dp_cp_group": world.dp_cp}
+        adapted = [name for name, _ in module.named_parameters() if is_adapter(name)]
+        if adapted and adapters:
+            metadata["non_homogeneous_layers"] = True  # a layer may have other adapters than its neighbour
+        own = module.sharded_state_dict(metadata=metadata)
+        left_out = set() if adapters else set(adapted)
+        state[f"model{number}"] = {name: tensor for name, tensor in own.items() if name not in left_out}
     if tower is not None:
         assert world.encoder_groups is not None, "a rank with a tower is in the encoder's grid"
         state["tower"] = tower_state(unwrap(tower), world.encoder_groups)
@@ -102,9 +126,11 @@ def random_object(world: World) -> ShardedObject:
 
 
 def restore_model(chunks: Sequence[Any], tower: Any, loaded: dict[str, Any]) -> None:
-    """Put loaded weights in place."""
+    """Put loaded weights in place; adapters that were not loaded stay as they begin."""
     for number, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(loaded[f"model{number}"], strict=True)
+        module = unwrap(chunk)
+        fresh = {name: tensor for name, tensor in module.state_dict().items() if is_adapter(name)}
+        module.load_state_dict(fresh | loaded[f"model{number}"], strict=True)
     if tower is not None:
         unwrap(tower).load_state_dict(loaded["tower"], strict=True)
 

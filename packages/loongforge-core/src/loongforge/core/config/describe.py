@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from loongforge.core.config.flags import AGREED, ALIASES, GEOMETRY, OWN, Flag, accepted, is_component
+from loongforge.core.config.flags import AGREED, ALIASES, GEOMETRY, OWN, Flag, accepted, flag_name, is_component
 from loongforge.core.config.run import ComponentConfig, ComponentParallel, RunConfig
 
 USAGE = """\
@@ -78,7 +78,7 @@ def _where(width: int) -> str:
 
 def _section(prefix: str, kind: type, width: int) -> str:
     rows = [
-        _row(accepted()[one.name.replace("_", "-")], kind, one.name, width, f"{prefix}.{one.name}")
+        _row(accepted()[flag_name(f"{prefix}.{one.name}")], kind, one.name, width, f"{prefix}.{one.name}")
         for one in fields(kind)
         if not is_component(get_type_hints(kind)[one.name])
     ]

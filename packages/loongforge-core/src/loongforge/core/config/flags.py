@@ -149,6 +149,10 @@ AGREED: tuple[Flag, ...] = (
 """Flags that state what is always so here: accepted when true, refused with the reason otherwise."""
 
 
+SPELLED_OUT = ("lora",)
+"""Sections whose flags begin with the section's name: `--lora-rank`."""
+
+
 @cache
 def accepted() -> Mapping[str, Flag]:
     """Every accepted flag by name."""
@@ -162,13 +166,20 @@ def is_component(hint: Any) -> bool:
     return hint is ComponentConfig or ComponentConfig in get_args(hint)
 
 
+def flag_name(path: str) -> str:
+    """The flag of a field: its name, after the section's where the name alone would say little."""
+    section, _, name = path.rpartition(".")
+    return (f"{section}-{name}" if section in SPELLED_OUT else name).replace("_", "-")
+
+
 def _of_fields(section: type, prefix: str) -> list[Flag]:
     """A flag for every field below `section`; yes/no fields have a `--no-` form too."""
     hints = get_type_hints(section)
     found: list[Flag] = []
     for field in fields(section):
         kind: Any = hints[field.name]
-        path, name = f"{prefix}{field.name}", field.name.replace("_", "-")
+        path = f"{prefix}{field.name}"
+        name = flag_name(path)
         if is_component(kind):
             continue
         if isinstance(kind, type) and is_dataclass(kind):

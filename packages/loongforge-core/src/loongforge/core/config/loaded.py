@@ -10,7 +10,7 @@ from typing import Any
 from loongforge.core import plugins
 from loongforge.core.config import families, yaml_file
 from loongforge.core.config.components import OWN_LAYOUT, RUN_LAYOUT, SLOTS
-from loongforge.core.errors import ConfigError
+from loongforge.core.errors import CheckpointError, ConfigError
 from loongforge.core.plugins import Plugin
 
 SAVED_RUN = "config.yaml"
@@ -62,6 +62,8 @@ def inspect(directory: str, wanted: Wanted) -> Checkpoint | None:
     for plugin in plugins.usable("checkpoints"):
         detect = plugin.spec.detect()
         if detect(path):
+            if plugin.spec.holds == "adapter":
+                raise ConfigError(f"checkpoint.load: {adapter_refusal(path)}")
             return _foreign(path, plugin, wanted)
         if detect(path / FOUNDATION):
             return Checkpoint(source=f"{plugin.name} export", model={}, tokenizer=_tokenizer(path / FOUNDATION))
@@ -77,6 +79,36 @@ def refusal(directory: str) -> str:
         f"checkpoint.load: {directory!r} is neither a run (no {SAVED_RUN}) nor a checkpoint of a registered format "
         f"({formats}). Name the model with --model-name or --config-file."
     )
+
+
+def adapter_refusal(path: Path) -> str:
+    """Why adapters alone are no model."""
+    return (
+        f"{path} holds adapters, not a model: give the model that they belong to with --load, and this directory with "
+        "--lora-adapter-path."
+    )
+
+
+def adapter_format(path: Path) -> Plugin:
+    """The registered format of a directory of adapters; `ConfigError` when there is none."""
+    able = [plugin for plugin in plugins.usable("checkpoints") if plugin.spec.holds == "adapter"]
+    found = next((plugin for plugin in able if plugin.spec.detect()(path)), None)
+    if found is None:
+        known = ", ".join(plugin.name for plugin in able) or "none"
+        raise ConfigError(
+            f"lora.adapter_path: {str(path)!r} is no directory of adapters in a registered format ({known}). Give a "
+            "directory with adapter_config.json and adapter_model.safetensors."
+        )
+    return found
+
+
+def adapters(directory: str) -> dict[str, Any]:
+    """The section `lora` that a directory of adapters describes."""
+    path = Path(directory).expanduser()
+    try:
+        return adapter_format(path).spec.read_config()(path)
+    except CheckpointError as error:
+        raise ConfigError(*error.problems) from error
 
 
 def _foreign(path: Path, plugin: Plugin, wanted: Wanted) -> Checkpoint:

@@ -46,6 +46,7 @@ def resolve(argv: Sequence[str], note: Callable[[str], None] = say) -> RunConfig
         raise ConfigError(*arguments.problems, *error.problems) from error
     overridden = _overridden(arguments, content)
     _settle_layout(content, arguments, note)
+    _settle_adapters(content, arguments)
     origins = {given.path: given.flag for given in arguments.given.values()}
     run = typed.build(content, origins, arguments.problems)
     _tell_beaten(arguments, composed.yaml_only, note)
@@ -156,6 +157,29 @@ def _rank(path: str, arguments: Arguments) -> int:
     if any(f"{path}.".startswith(f"{override.key}.") for override in arguments.overrides):
         return 2
     return 1 if path in arguments.given else 0
+
+
+def _settle_adapters(content: dict[str, Any], arguments: Arguments) -> None:
+    """Take what the adapters to begin with are from their directory; a run that says otherwise is refused."""
+    section = _at(content, "lora")
+    if not isinstance(section, dict):
+        return
+    said = cast(dict[str, Any], section)
+    directory = said.get("adapter_path")
+    if not isinstance(directory, str):
+        return
+    try:
+        theirs = loaded.adapters(directory)
+    except ConfigError as error:
+        arguments.problems.extend(error.problems)
+        return
+    for name, value in theirs.items():
+        if name != "dropout" and said.get(name) is not None and not _same(said[name], value):
+            arguments.problems.append(
+                f"lora.{name}: {_shown(said[name])} contradicts {_shown(value)} of the adapters in {directory}: leave "
+                "it out, they say it."
+            )
+    content["lora"] = theirs | {name: value for name, value in said.items() if value is not None}
 
 
 def _tell_beaten(arguments: Arguments, from_yaml: Mapping[str, Any], note: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from loongforge.core.config.bounds import below, refuse
 from loongforge.core.config.experts import ExpertConfig
+from loongforge.core.config.lora import LoraConfig
 from loongforge.core.config.parallel import ComponentParallel, ParallelConfig
 
 RANDOM = "random"
@@ -333,6 +334,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     moe: ExpertConfig = field(default_factory=ExpertConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

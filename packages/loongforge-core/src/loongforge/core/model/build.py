@@ -12,6 +12,8 @@ import torch
 
 from loongforge.core import plugins
 from loongforge.core.errors import ConfigError
+from loongforge.core.lora.attach import attach
+from loongforge.core.lora.table import is_adapter
 from loongforge.core.megatron.groups import World
 from loongforge.core.megatron.specs import Layers, layers_for
 from loongforge.core.megatron.transformer_config import compute_type, transformer_config
@@ -47,7 +49,7 @@ class Model:
 
 
 def build_model(plan: Plan, world: World, *, fresh: Collection[str] | None = None) -> Model:
-    """Build every component of this rank on its device, then freeze what the run says.
+    """Build every component of this rank on its device, with its adapters, then freeze what the run says.
 
     Components outside `fresh` keep their weights unset because a checkpoint is about to fill them; None: none does.
     """
@@ -61,6 +63,8 @@ def build_model(plan: Plan, world: World, *, fresh: Collection[str] | None = Non
     starting = plan.config.model.components.keys() if fresh is None else fresh
     initialise = "foundation" in starting
     chunks = _foundation(plan, world, layers, initialise=initialise) if world.holds_foundation else []
+    if plan.adapters and chunks:
+        attach(chunks, plan.adapters, world.groups, plan.config.train.seed)
     tower = build_tower(plan, world, layers, starting) if world.encoder else None
     model = Model(chunks=chunks, tower=tower, layers=layers, parts=())
     names = {component: whole_model_names(modules) for component, modules in model.modules.items()}
@@ -166,7 +170,7 @@ def freeze(plan: Plan, names: Mapping[str, Mapping[str, torch.nn.Parameter]], wo
         for name, parameter in parameters.items():
             hits = {text for text, pattern in patterns.items() if pattern.search(prefix + name)}
             matched |= hits
-            if model.components[component].freeze or hits:
+            if (model.components[component].freeze and not is_adapter(name)) or hits:
                 parameter.requires_grad_(False)
             train += parameter.numel() if parameter.requires_grad else 0
             shown.append(prefix + name)

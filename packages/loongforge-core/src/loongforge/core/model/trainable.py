@@ -20,7 +20,7 @@ class Part:
 
     component: str
     part: str
-    """`embedding`, `decoder.layers`, `decoder.final_layernorm`, `output_layer`."""
+    """`embedding`, `decoder.layers`, `decoder.final_layernorm`, `output_layer`; `lora` for all adapters together."""
     trained: int
     """Parameters that train."""
     total: int
@@ -46,7 +46,7 @@ def count_parts(
         if getattr(parameter, "allreduce", True):
             counts = groups.dp_cp.rank() == 0 and (split or groups.tp.rank() == 0) and not copied
         else:  # an expert's: other ranks hold other experts
-            counts = groups.expt_dp.rank() == 0
+            counts = groups.expt_dp.rank() == 0 and (split or groups.expt_tp.rank() == 0)
         trained, total = here.get(_part(name), (0, 0))
         size = parameter.numel() if counts else 0
         here[_part(name)] = (trained + size * parameter.requires_grad, total + size)
@@ -75,5 +75,7 @@ def table(parts: tuple[Part, ...]) -> list[str]:
 
 
 def _part(name: str) -> str:
+    if ".lora." in name:
+        return "lora"
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if first == "decoder" else first

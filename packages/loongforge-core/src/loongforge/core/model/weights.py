@@ -143,3 +143,5 @@ class WeightTable:
     """Regular expressions of Hugging Face tensors that carry no weight of ours (a tied head, a rotary table)."""
     left_out_hf: tuple[LeftOut, ...] = ()
     """Parts of the released model that this one is built without; loading says so."""
+    ignored_megatron: tuple[str, ...] = ()
+    """Regular expressions of parameters that another table moves (adapters, or all but adapters)."""

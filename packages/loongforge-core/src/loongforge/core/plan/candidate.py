@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from loongforge.core.config.run import RunConfig
+from loongforge.core.lora.matrices import Inventory
+from loongforge.core.lora.targets import Adapter, adapters, inventory_of
 from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry, TransformerGeometry
 from loongforge.core.plan.layout import EncoderLayout, Layout
 
@@ -20,6 +22,8 @@ class Candidate:
     geometry: TransformerGeometry
     encoder_geometry: EncoderGeometry | None = None
     projector_geometry: ProjectorGeometry | None = None
+    matrices: Inventory | None = None
+    """Where adapters can be; None when the run asks for none."""
 
     @classmethod
     def of(cls, config: RunConfig, world: int) -> Self:
@@ -36,7 +40,13 @@ class Candidate:
             geometry=foundation,
             encoder_geometry=encoder,
             projector_geometry=projector and _sized(projector, encoder, foundation),
+            matrices=inventory_of(model, foundation) if config.lora.on else None,
         )
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters the run asks for."""
+        return () if self.matrices is None else adapters(self.config.lora, self.matrices.matrices)
 
     @property
     def layout(self) -> Layout:

@@ -41,8 +41,10 @@ def flops_per_token(plan: Plan, length: int | None = None) -> int:
 
 def foundation_passes(plan: Plan) -> int:
     """Forward, gradient of the input, gradient of the weights; frozen, the last is not computed, nor the one before it
-    when nothing that comes earlier trains."""
+    when nothing that comes earlier trains. Adapters need the first two; their own arithmetic is not counted."""
     components = plan.config.model.components
+    if plan.adapters:
+        return 2
     if not components["foundation"].freeze:
         return 3
     return 2 if not all(component.freeze for component in components.values()) else 1

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import LatentGeometry
 from loongforge.core.plan.delta import delta_bytes, delta_layers
-from loongforge.core.plan.parameters import dense_layers, stage_held, stage_layers
+from loongforge.core.plan.lora import stage_adapters
+from loongforge.core.plan.parameters import Held, dense_layers, stage_held, stage_layers
 from loongforge.core.plan.plan import Plan
 from loongforge.core.plan.stages import stage_chunks
 
@@ -34,21 +35,35 @@ class Memory:
 
 
 def stage_memory(plan: Plan) -> tuple[Memory, ...]:
-    """What one rank of each pipeline stage holds of the foundation at its peak, in stage order."""
-    layout, frozen = plan.layout, plan.config.model.foundation.freeze
+    """What one rank of each pipeline stage holds of the foundation at its peak, in stage order.
+
+    With adapters these alone have gradients and optimizer state; their own activations are not counted.
+    """
+    layout, frozen = plan.layout, stays(plan)
     copies = (layout.dp * layout.cp, layout.expert_dp)
+    whole = stage_held(plan.geometry, plan.padded_vocab_size, layout)
     return tuple(
         Memory(
-            weights=held.total * element_bytes(plan),
-            gradients=held.total * gradient_bytes(plan, frozen=frozen),
+            weights=(held.total + (trained.total if plan.adapters else 0)) * element_bytes(plan),
+            gradients=trained.total * gradient_bytes(plan, frozen=frozen),
             optimizer=sum(
                 optimizer_bytes(plan, parameters, shards, frozen=frozen)
-                for parameters, shards in zip((held.dense, held.experts), copies, strict=True)
+                for parameters, shards in zip((trained.dense, trained.experts), copies, strict=True)
             ),
             activations=_activations(plan, stage),
         )
-        for stage, held in enumerate(stage_held(plan.geometry, plan.padded_vocab_size, layout))
+        for stage, (held, trained) in enumerate(zip(whole, stage_trained(plan), strict=True))
     )
+
+
+def stage_trained(plan: Plan) -> tuple[Held, ...]:
+    """What trains on one rank of each pipeline stage, in stage order, if anything does: adapters, or the whole."""
+    return stage_adapters(plan) if plan.adapters else stage_held(plan.geometry, plan.padded_vocab_size, plan.layout)
+
+
+def stays(plan: Plan) -> bool:
+    """Whether nothing of the foundation trains."""
+    return plan.config.model.foundation.freeze and not plan.adapters
 
 
 def element_bytes(plan: Plan) -> int:

@@ -7,6 +7,7 @@ from typing import Self
 
 from loongforge.core.config.run import RunConfig
 from loongforge.core.errors import PlanError
+from loongforge.core.lora.targets import Adapter
 from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry, TransformerGeometry
 from loongforge.core.plan.layout import EncoderLayout, Layout
 from loongforge.core.plan.legality import Candidate, problems
@@ -35,6 +36,8 @@ class Plan:
     """Optimizer steps of the whole run."""
     padded_vocab_size: int
     """Rows of the embedding: the vocabulary, padded to a multiple of make_vocab_size_divisible_by x tp."""
+    adapters: tuple[Adapter, ...] = ()
+    """What trains in place of the foundation's own parameters; empty when these do."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int) -> Self:
@@ -58,6 +61,7 @@ class Plan:
             num_microbatches=candidate.global_batch_size // (config.train.micro_batch_size * layout.dp),
             train_iters=candidate.train_iters,
             padded_vocab_size=-(-geometry.vocab_size // rows) * rows,
+            adapters=candidate.adapters,
         )
 
     @property

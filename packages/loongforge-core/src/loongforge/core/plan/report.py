@@ -11,7 +11,8 @@ from loongforge.core.plan.compute import encoder_flops_per_step, flops_per_step,
 from loongforge.core.plan.encoder_memory import encoder_memory, fullest_rank, projector_memory, tower_parameters
 from loongforge.core.plan.images import ImageBudget
 from loongforge.core.plan.layout import EncoderMode
-from loongforge.core.plan.memory import Memory, stage_memory
+from loongforge.core.plan.lora import adapter_parameters
+from loongforge.core.plan.memory import Memory, stage_memory, stays
 from loongforge.core.plan.modes import Advice, ModeForecast, advise, forecasts
 from loongforge.core.plan.parameters import count_parameters, stage_parameters
 from loongforge.core.plan.plan import Plan
@@ -124,7 +125,7 @@ def _foundation(plan: Plan) -> ComponentReport:
         family=foundation.family,
         axes=axes,
         sequence_parallel=layout.sp,
-        trains=not foundation.freeze,
+        trains=not stays(plan),
         parameters=count_parameters(plan.geometry, plan.padded_vocab_size),
         parameters_per_rank=stage_parameters(plan.geometry, plan.padded_vocab_size, layout),
         memory=stage_memory(plan),
@@ -156,6 +157,12 @@ def _notes(plan: Plan) -> list[str]:
     longest = plan.geometry.max_position_embeddings
     if plan.seq_length > longest:
         notes.append(f"seq_length={plan.seq_length} is more than the {longest} positions the model was made for.")
+    if plan.adapters:
+        modules = sum(one.matrix.experts or 1 for one in plan.adapters)
+        notes.append(
+            f"adapters on {modules:,} modules train, {adapter_parameters(plan):,} parameters; the model is frozen, "
+            "it has no gradients and no optimizer state."
+        )
     if plan.config.model.freeze_parameters:
         notes.append("freeze_parameters is not known here: gradients and optimizer count every parameter.")
     if plan.geometry.experts is not None and plan.layout.etp > 1:

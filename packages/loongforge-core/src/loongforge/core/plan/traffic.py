@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from loongforge.core.plan.encoder_memory import tower_parameters
 from loongforge.core.plan.images import ImageBudget
-from loongforge.core.plan.memory import element_bytes, gradient_bytes, sent_share
-from loongforge.core.plan.parameters import dense_layers, stage_held
+from loongforge.core.plan.memory import element_bytes, gradient_bytes, sent_share, stage_trained, stays
+from loongforge.core.plan.parameters import dense_layers
 from loongforge.core.plan.plan import Plan
 
 
@@ -151,11 +151,11 @@ def _pipeline(plan: Plan) -> int:
 def _data(plan: Plan) -> int:
     """Gradients are all-reduced; or reduce-scattered and the new weights gathered (distributed optimizer)."""
     layout = plan.layout
-    each = gradient_bytes(plan, frozen=plan.config.model.foundation.freeze)
+    each = gradient_bytes(plan, frozen=stays(plan))
     if not each:
         return 0
     both = each + (element_bytes(plan) if plan.config.parallel.use_distributed_optimizer else each)
-    stages = stage_held(plan.geometry, plan.padded_vocab_size, layout)
+    stages = stage_trained(plan)
     return max(
         round(_ring(layout.dp * layout.cp, held.dense * both) + _ring(layout.expert_dp, held.experts * both))
         for held in stages
@@ -163,7 +163,7 @@ def _data(plan: Plan) -> int:
 
 
 def _embedding(plan: Plan) -> int:
-    if plan.layout.pp == 1 or not plan.geometry.tie_word_embeddings:
+    if plan.layout.pp == 1 or not plan.geometry.tie_word_embeddings or plan.adapters:
         return 0
     table = plan.padded_vocab_size // plan.layout.tp * plan.geometry.hidden_size
     return round(2 * _ring(2, table * gradient_bytes(plan, frozen=plan.config.model.foundation.freeze)))

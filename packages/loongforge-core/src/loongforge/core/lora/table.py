@@ -1,0 +1,46 @@
+"""The weight table of adapters: PEFT's tensors and ours, from the rules of the matrices they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from loongforge.core.lora.matrices import WEIGHT, Split
+from loongforge.core.model.pieces import hf_names
+from loongforge.core.model.weights import Copy, Rule, StackedExperts, WeightTable
+
+ADAPTER = "lora"
+"""Name of the module with the adapters inside a linear."""
+OURS = rf".*\.{ADAPTER}\.\w+_[AB]"
+"""Regular expression of the names of adapters' parameters."""
+PEFT = "base_model.model."
+"""What PEFT writes before the name of a module."""
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of ours is part of an adapter."""
+    return re.fullmatch(OURS, name) is not None
+
+
+def adapter_table(table: WeightTable) -> WeightTable:
+    """Rules of every adapter a model with this table can have; the model's own parameters stay where they are."""
+    rules = [rule for rule in table.rules if rule.megatron.endswith(WEIGHT) and not isinstance(rule, StackedExperts)]
+    return WeightTable(rules=tuple(one for rule in rules for one in _pairs(rule)), ignored_megatron=(rf"(?!{OURS}).*",))
+
+
+def without_adapters(table: WeightTable) -> WeightTable:
+    """The table of the model, which leaves adapters alone."""
+    return WeightTable(rules=table.rules, ignored_hf=table.ignored_hf, ignored_megatron=(*table.ignored_megatron, OURS))
+
+
+def _pairs(rule: Rule) -> Iterator[Rule]:
+    split: Split = "rows"
+    if isinstance(rule, Copy):
+        split = "whole" if rule.shard_dim is None else ("rows", "columns")[rule.shard_dim]
+    for name in hf_names(rule):
+        module = name.removesuffix(WEIGHT)
+        ours = f"{rule.megatron.removesuffix(WEIGHT)}.{ADAPTER}.{module.rpartition('.')[2]}"
+        yield Copy(
+            megatron=f"{ours}_A", hf=f"{PEFT}{module}.lora_A{WEIGHT}", shard_dim=1 if split == "columns" else None
+        )
+        yield Copy(megatron=f"{ours}_B", hf=f"{PEFT}{module}.lora_B{WEIGHT}", shard_dim=0 if split == "rows" else None)
