@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loongforge.ckpt.hf.pieces import Shard, hf_shapes, pieces
+from loongforge.core.model.pieces import Shard, hf_shapes, pieces
 
 from loongforge.core.model.weights import Copy, FuseDelta, FuseGateUp, FuseQKV, Rule, SplitDelta
 

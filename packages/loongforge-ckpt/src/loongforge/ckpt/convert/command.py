@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ usage: loongforge convert SRC DST [layout flags] [overrides]
 
 SRC a Hugging Face directory: writes the run directory DST, whose checkpoint holds the weights alone (torch_dist, loads
 on any layout). Train on from it with `loongforge train --load DST --finetune ...`.
-SRC a run directory or one of its checkpoints: writes the Hugging Face directory DST.
+SRC a run directory or one of its checkpoints: writes the Hugging Face directory DST; of a run with adapters these, as a
+PEFT directory.
 
 Numbers are copied, never rounded, unless --bf16 or --fp32 says otherwise. One process holds the whole model in host
 memory; --tensor-model-parallel-size and --pipeline-model-parallel-size spread it over as many.
@@ -77,8 +79,22 @@ def _export(source: Path, checkpoint: Path, target: Path, rest: list[str]) -> No
     run = source if (source / "config.yaml").is_file() else checkpoint.parent.parent
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run}: has no config.yaml, which says what model the checkpoint holds. Restore it.")
-    config = _resolve(run, read_manifest(checkpoint).precision, rest)
+    manifest = read_manifest(checkpoint)
+    config = _resolve(run, manifest.precision, rest)
+    if manifest.lora:
+        config = _with_adapters(config, manifest.lora, run / "config.yaml")
     run_workers(config, partial(to_hf, checkpoint=str(checkpoint), target=str(target)), "convert")
+
+
+def _with_adapters(config: RunConfig, facts: Mapping[str, Any], saved: Path) -> RunConfig:
+    """The run with the adapters that its checkpoint holds, and the model that they belong to."""
+    from loongforge.core.config import yaml_file
+    from loongforge.core.config.lora import LoraConfig
+
+    section = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    base = (yaml_file.read(saved).get("checkpoint") or {}).get("load")
+    foundation = replace(config.model.foundation, load=base)
+    return replace(config, lora=LoraConfig(**section), model=replace(config.model, foundation=foundation))
 
 
 def _resolve(load: Path, precision: str, rest: list[str]) -> RunConfig:

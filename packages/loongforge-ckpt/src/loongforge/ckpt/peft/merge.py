@@ -133,7 +133,7 @@ def _check(base: Path, files: dict[str, Any], adapters: Adapters) -> None:
             problems.append(f"{base}: has no {module}.weight, which the adapters change. Is it their base model?")
         elif shapes[module] != adapters.shape(module):
             problems.append(
-                f"{base}: {module}.weight is {list(shapes[module])}, its adapter is for {list(adapters.shape(module))}: "
+                f"{base}: {module}.weight is {list(shapes[module])}, its adapter for {list(adapters.shape(module))}: "
                 "is it their base model?"
             )
     if problems:
