@@ -10,6 +10,7 @@ from case import EP2, ETP1, LAYOUTS, TP2_SP
 ZERO1 = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather")
 RUNS: Mapping[str, tuple[tuple[str, ...], int]] = {
     **LAYOUTS,
+    "one-recompute": (("--recompute-granularity", "selective", "--recompute-modules", "mlp"), 1),
     "dp2": ((), 2),
     "dp2-zero1": (ZERO1, 2),
     "dp2-ep2-zero1": ((*ZERO1, *EP2), 2),
@@ -47,6 +48,9 @@ LORA: Mapping[str, LoraCase] = {
         patterns=PATTERNS,
         layouts=("one", "tp2", "tp2-sp", "pp2", "pp2-vpp2", "cp2", "tp2-sp-pp2", "dp2"),
     ),
+    # Nothing trains before the layers that are recomputed, or on the first stage.
+    "qwen3 mlp": LoraCase(zoo="qwen3", targets=("mlp.*",), layouts=("one-recompute",)),
+    "qwen3 last layer": LoraCase(zoo="qwen3", targets=("layers.3.*",), layouts=("pp2",)),
     "qwen2": LoraCase(
         zoo="qwen2_5", targets=("q_proj", "layers.[0-2].*.v_proj", "down_proj"), layouts=("one", "tp2-sp"), rslora=True
     ),

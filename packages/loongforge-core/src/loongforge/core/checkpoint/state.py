@@ -32,7 +32,7 @@ def lora_facts(plan: Plan) -> dict[str, Any]:
         return {}
     return {
         "rank": section.rank,
-        "alpha": section.rank if section.alpha is None else section.alpha,
+        "alpha": section.alpha,
         "rslora": section.rslora,
         "target_modules": list(section.target_modules),
         "patterns": list(section.patterns),

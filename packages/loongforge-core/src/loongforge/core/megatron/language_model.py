@@ -176,17 +176,20 @@ class LanguageModel(LanguageModule):
                 f"features have {levels} deepstack levels, the model takes {self.deepstack}"
             )
             hidden = merge(hidden, visual)
-        if self._recomputes_from(hidden):
+        if self._needs_gradient(hidden):
             hidden.requires_grad_()
         return hidden
 
-    def _recomputes_from(self, hidden: torch.Tensor) -> bool:
-        """Whether these are hidden states of a frozen embedding in front of recomputed layers.
+    def _needs_gradient(self, hidden: torch.Tensor) -> bool:
+        """Whether a gradient is asked for of the hidden states of a frozen embedding.
 
-        Recomputation records no graph when none of its inputs needs a gradient: the layers would silently not train.
+        Recomputation records no graph when none of its inputs needs a gradient: what it covers would silently not
+        train. The backward pass of a pipeline begins at the output of every stage, one that is all frozen too.
         """
         frozen = not hidden.requires_grad and torch.is_grad_enabled()
-        return frozen and self.config.recompute_granularity == "full"
+        return frozen and (
+            self.config.recompute_granularity is not None or self.config.pipeline_model_parallel_size > 1
+        )
 
     def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
         """Rule out the rows that pad the vocabulary: loss and gradients must not depend on the tensor parallel size.
