@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from loongforge.ckpt.verify.batch import make_batch
 from loongforge.ckpt.verify.difference import Side
+from loongforge.core.checkpoint.directory import RunDirectory
 from loongforge.core.config.resolve import resolve
 from loongforge.core.config.run import RunConfig
 from loongforge.core.plan import Plan
@@ -143,3 +144,33 @@ def _train(worker: Any, config: RunConfig, batches: Any, scratch: Path, look: An
         export_hf(part.plan, part.world, part.model, scratch)
         said = look(part, training) if look else None
     return seen, said
+
+
+def through_checkpoint(config: RunConfig, layouts: tuple[RunConfig, int], world: int, out: Path) -> None:
+    """Load, save a checkpoint of ours, read it in another layout, export from there to `out`."""
+    other, size = layouts
+    assert config.checkpoint.save is not None, "the test gives a directory"
+    run_distributed(partial(_save, config=config), world)
+    checkpoint = RunDirectory(Path(config.checkpoint.save)).latest()
+    assert checkpoint is not None
+    run_distributed(partial(_export, config=other, checkpoint=checkpoint, out=out), size)
+
+
+def _save(worker: Any, config: RunConfig) -> None:
+    from loongforge.ckpt.workers import part_of
+    from loongforge.core.checkpoint.save import Saver
+    from loongforge.core.step.optimizer import build_training
+
+    with part_of(config) as part:
+        proof._load(part)
+        Saver(part.plan, part.world, fingerprint={}).save(build_training(part.plan, part.world, part.model), 1, 0)
+
+
+def _export(worker: Any, config: RunConfig, checkpoint: Path, out: Path) -> None:
+    from loongforge.ckpt.workers import part_of
+    from loongforge.core.checkpoint.export import export_hf
+    from loongforge.core.checkpoint.load import load_model
+
+    with part_of(config) as part:
+        load_model(part.world, part.model, checkpoint)
+        export_hf(part.plan, part.world, part.model, out)

@@ -94,3 +94,21 @@ def test_peft_takes_experts_and_routers(shelf: Any, tmp_path: Path) -> None:
     loss = shelf.reference.logits(LORA["qwen3_moe"].zoo, shelf.base("qwen3_moe"), adapter, batch, out)
     assert loss == pytest.approx(expected.loss, rel=1e-6)
     torch.testing.assert_close(load_file(out)["logits"], expected.logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "read"), [("deepseek_v3", "tp2-sp-ep2", "pp2"), ("qwen3_next", "tp2-sp", "one")]
+)
+def test_checkpoints_move_between_layouts(name: str, saved: str, read: str, shelf: Any, tmp_path: Path) -> None:
+    """Experts, routers, latent attention, gated delta rules: every bit of every adapter arrives."""
+    from lora_cases import RUNS
+    from lora_run import ADAPTER, config_of, through_checkpoint
+
+    case, adapter = LORA[name], shelf.adapter(name)
+    begin = ("--lora-adapter-path", str(adapter), "--no-save-optim")
+    first = config_of(case, shelf.base(case.zoo), saved, *begin, "--save", str(tmp_path / "run"))
+    other = config_of(case, shelf.base(case.zoo), read, *begin), RUNS[read][1]
+    through_checkpoint(first, other, RUNS[saved][1], tmp_path / "out")
+    before, after = load_file(adapter / ADAPTER), load_file(tmp_path / "out" / ADAPTER)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loongforge.core.model.pieces import Shard, hf_shapes, pieces
 
+from loongforge.core.model.pieces import Shard, hf_shapes, pieces
 from loongforge.core.model.weights import Copy, FuseDelta, FuseGateUp, FuseQKV, Rule, SplitDelta
 
 SIZES = {"num_key_heads": 2, "num_value_heads": 6, "key_head_dim": 4, "value_head_dim": 5}
