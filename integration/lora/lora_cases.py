@@ -54,6 +54,9 @@ LORA: Mapping[str, LoraCase] = {
     "qwen2": LoraCase(
         zoo="qwen2_5", targets=("q_proj", "layers.[0-2].*.v_proj", "down_proj"), layouts=("one", "tp2-sp"), rslora=True
     ),
+    # One module of query, key and value.
+    "qwen": LoraCase(zoo="qwen", by_peft=False, layouts=("tp2-sp",)),
+    "internlm2": LoraCase(zoo="internlm2_5", by_peft=False, layouts=("tp2-sp",)),
     "llama": LoraCase(zoo="llama3", targets=("gate_proj", "o_proj"), layouts=("tp2-sp",)),
     "qwen3_moe": LoraCase(
         zoo="qwen3_moe", targets=("all-linear", "mlp.gate"), by_peft=False, layouts=(*EXPERTS, "tp2-sp-etp2")

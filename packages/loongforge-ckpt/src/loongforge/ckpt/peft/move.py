@@ -19,6 +19,7 @@ from loongforge.ckpt.hf.publish import cannot_write, publish, sync, write_json
 from loongforge.ckpt.peft.config import CONFIG, WEIGHTS, written
 from loongforge.core.checkpoint.contract import MoveReport, WeightMove
 from loongforge.core.errors import CheckpointError
+from loongforge.core.model.weights import Copy
 
 OWN = {CONFIG, WEIGHTS, "README.md"}
 """Names that an export of adapters may replace."""
@@ -76,8 +77,8 @@ def save(move: WeightMove) -> MoveReport:
 def _blocks(parameter: Parameter, dtype: torch.dtype | None) -> list[Block]:
     """What this rank alone holds of an adapter; nothing where another one holds the same."""
     shard = parameter.shard
-    split = getattr(parameter.rule, "shard_dim", None) is not None
-    if shard.copy or (shard.rank and not split):
+    whole = isinstance(parameter.rule, Copy) and parameter.rule.shard_dim is None
+    if shard.copy or (shard.rank and whole):
         return []
     ((name, shape),) = parameter.hf_shapes().items()
     return [

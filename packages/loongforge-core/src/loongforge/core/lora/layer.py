@@ -33,6 +33,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from loongforge.core.lora.targets import Adapter
 from loongforge.core.megatron.layers import model_parallel_random
 from loongforge.core.model.pieces import Shard, pieces
+from loongforge.core.model.weights import SplitQKV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class LowRank(torch.nn.Module):
         blocks: dict[str, list[Any]] = {}
         for piece in pieces(rule, tuple(weight.shape), shard):
             blocks.setdefault(piece.hf, []).append(piece)
-        if self.split != "rows":
+        if self.split != "rows" or isinstance(rule, SplitQKV):
             return None
         rows = [self.get_parameter(f"{one.matrix.leaf}_B").size(0) for one in self.adapters]
         order = torch.full((weight.size(0),), sum(rows))

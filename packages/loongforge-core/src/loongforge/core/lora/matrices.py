@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loongforge.core.model.geometry import DeltaGeometry, LatentGeometry, TransformerGeometry
-from loongforge.core.model.weights import Copy, FuseDelta, FuseGateUp, FuseQKV, Rule, StackedExperts, WeightTable
+from loongforge.core.model.weights import (
+    Copy,
+    FuseDelta,
+    FuseGateUp,
+    FuseQKV,
+    Rule,
+    SplitQKV,
+    StackedExperts,
+    WeightTable,
+)
 
 LAYER = "decoder.layers.{layer}."
 EXPERTS = "mlp.experts.local_experts.{expert}."
@@ -117,7 +126,7 @@ def _split(rule: Rule) -> Split:
 def _parts(rule: Rule, outputs: int) -> Iterator[tuple[str, int]]:
     """Hugging Face tensors behind a linear, each with its rows."""
     match rule:
-        case Copy():
+        case Copy() | SplitQKV():
             yield rule.hf, outputs
         case FuseQKV():
             pair = rule.num_query_groups * rule.kv_channels

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from loongforge.core.lora.matrices import WEIGHT, Split
 from loongforge.core.model.pieces import hf_names
-from loongforge.core.model.weights import Copy, Rule, StackedExperts, WeightTable
+from loongforge.core.model.weights import Copy, Rule, SplitQKV, StackedExperts, WeightTable
 
 ADAPTER = "lora"
 """Name of the module with the adapters inside a linear."""
@@ -43,4 +44,8 @@ def _pairs(rule: Rule) -> Iterator[Rule]:
         yield Copy(
             megatron=f"{ours}_A", hf=f"{PEFT}{module}.lora_A{WEIGHT}", shard_dim=1 if split == "columns" else None
         )
-        yield Copy(megatron=f"{ours}_B", hf=f"{PEFT}{module}.lora_B{WEIGHT}", shard_dim=0 if split == "rows" else None)
+        right = {"megatron": f"{ours}_B", "hf": f"{PEFT}{module}.lora_B{WEIGHT}"}
+        if isinstance(rule, SplitQKV):
+            yield replace(rule, **right)  # one module of all three: the rows of its B are brought into order as its own
+        else:
+            yield Copy(**right, shard_dim=0 if split == "rows" else None)
