@@ -11,8 +11,10 @@ from loongforge.data.solve.ranks import Held
 
 _NEAR = 13
 """`assign` is content within 2^-13 of the bound, `rebalance` with what its caller says."""
-_LOOK_ASSIGN, _LOOK_REBALANCE = 8, 32
-"""Emptiest ranks that the fullest one tries to exchange with. On the mixes of `bench/balance.py` 64 gain nothing."""
+_LOOK = 8
+"""Emptiest ranks that the fullest one tries to exchange with when `assign` has dealt."""
+_LOOK_NEAR, _LOOK_SHARE = 32, 8
+"""The same in `rebalance`: so many, or an eighth of the ranks. With 32 of 1024 it ends at 1.02, with 128 at 1.01."""
 _SCALE = 40
 """Bits of a component's bound when several components are compared."""
 
@@ -37,7 +39,7 @@ def owners(costs: np.ndarray, ranks: int) -> np.ndarray:
     order = descending(values)
     least = _bound(values[order], ranks)
     owner = np.empty(len(values), dtype=np.int64)
-    owner[order] = solver().assign(values[order], ranks, least + (least >> _NEAR), _LOOK_ASSIGN)
+    owner[order] = solver().assign(values[order], ranks, least + (least >> _NEAR), _LOOK)
     return owner
 
 
@@ -105,7 +107,8 @@ def rebalanced(costs: np.ndarray, ranks: int, home: np.ndarray, tokens: np.ndarr
     held = Held(tokens[order], home[order], with_room(values, home[order], tokens[order], ranks, cap))
     near, accepted = (least + int(least * share) for share in (aim, 2 * aim))
     owner = np.empty(len(values), dtype=np.int64)
-    owner[order] = solver().rebalance(values, held, ranks, cap, near, accepted, _LOOK_REBALANCE)
+    look = max(_LOOK_NEAR, ranks // _LOOK_SHARE)
+    owner[order] = solver().rebalance(values, held, ranks, cap, near, accepted, look)
     return owner
 
 
