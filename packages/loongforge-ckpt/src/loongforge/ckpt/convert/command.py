@@ -91,7 +91,9 @@ def _with_adapters(config: RunConfig, facts: Mapping[str, Any], saved: Path) -> 
     from loongforge.core.config import yaml_file
     from loongforge.core.config.lora import LoraConfig
 
-    section = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    section: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+    }
     base = (yaml_file.read(saved).get("checkpoint") or {}).get("load")
     foundation = replace(config.model.foundation, load=base)
     return replace(config, lora=LoraConfig(**section), model=replace(config.model, foundation=foundation))

@@ -31,7 +31,7 @@ def adapter_table(table: WeightTable) -> WeightTable:
 
 def without_adapters(table: WeightTable) -> WeightTable:
     """The table of the model, which leaves adapters alone."""
-    return WeightTable(rules=table.rules, ignored_hf=table.ignored_hf, ignored_megatron=(*table.ignored_megatron, OURS))
+    return replace(table, ignored_megatron=(*table.ignored_megatron, OURS))
 
 
 def _pairs(rule: Rule) -> Iterator[Rule]:
@@ -44,8 +44,8 @@ def _pairs(rule: Rule) -> Iterator[Rule]:
         yield Copy(
             megatron=f"{ours}_A", hf=f"{PEFT}{module}.lora_A{WEIGHT}", shard_dim=1 if split == "columns" else None
         )
-        right = {"megatron": f"{ours}_B", "hf": f"{PEFT}{module}.lora_B{WEIGHT}"}
-        if isinstance(rule, SplitQKV):
-            yield replace(rule, **right)  # one module of all three: the rows of its B are brought into order as its own
+        megatron, hf = f"{ours}_B", f"{PEFT}{module}.lora_B{WEIGHT}"
+        if isinstance(rule, SplitQKV):  # one module of all three: the rows of its B are brought into order as its own
+            yield replace(rule, megatron=megatron, hf=hf)
         else:
-            yield Copy(**right, shard_dim=0 if split == "rows" else None)
+            yield Copy(megatron=megatron, hf=hf, shard_dim=0 if split == "rows" else None)

@@ -27,6 +27,11 @@ def lora_rules(candidate: Candidate) -> Iterator[str]:
             f"{' and '.join(config.model.components)}: train its parts with model.<component>.freeze instead."
         )
         return
+    if candidate.geometry.prediction_layers:
+        yield (
+            f"lora: mtp_num_layers={candidate.geometry.prediction_layers} with adapters would leave the further layers "
+            "as they are and learn from their loss all the same: leave --mtp-num-layers out."
+        )
     yield from problems(section, candidate.matrices, candidate.layout.tp)
     chosen = candidate.adapters
     if any(one.dropout > 0 and one.matrix.experts is not None for one in chosen) and candidate.layout.etp > 1:
