@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loongforge.core import plugins
@@ -91,3 +93,13 @@ def test_what_a_layout_cannot_do_is_refused() -> None:
 
 def test_sizes_of_the_tests_are_shipped() -> None:
     assert named("qwen3-0.6b").option == "qwen3_0_6b"
+
+
+def test_the_table_of_the_model_says_all_it_said() -> None:
+    """DeepSeek-V3's leaves out a further layer, aloud; adapters are one more thing that it leaves alone."""
+    from loongforge.core.lora.table import OURS, without_adapters
+
+    component = plan_of("deepseek-v3").config.model.foundation
+    table = plugins.load("models", component.family).weights()(component.geometry)
+    assert table.left_out_hf
+    assert without_adapters(table) == replace(table, ignored_megatron=(OURS,))
