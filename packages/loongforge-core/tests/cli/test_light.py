@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
 HEAVY = ("torch", "megatron", "numpy", "transformers", "hydra", "pydantic", "typer", "rich")
-OWN_SECONDS = 0.3
+MODULES = 300
+"""Of the standard library and ours; torch alone brings more than a thousand."""
 LOOKING = [
     ["--help"],
     ["--version"],
@@ -55,21 +54,17 @@ def test_the_check_can_fail(library: str) -> None:
     assert library in heavy_after(f"import {library}")
 
 
-def seconds(code: str) -> tuple[float, float]:
-    """Processor and wall seconds of a fresh interpreter that runs `code`: the best of five."""
-    found: list[tuple[float, float]] = []
-    for _ in range(5):
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall))
-    return min(cpu for cpu, _ in found), min(wall for _, wall in found)
+def modules_after(code: str) -> int:
+    """Modules that a fresh interpreter holds once it has run `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(len(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.splitlines()[-1])
 
 
-def test_listing_models_takes_less_than_its_share(capsys: pytest.CaptureFixture[str]) -> None:
-    """Own time is the total less a bare interpreter; processor time is judged, for it does not wait for neighbours."""
-    bare, bare_wall = seconds("pass")
-    total, total_wall = seconds(MAIN.format(argv=["list", "models"]))
-    with capsys.disabled():
-        print(f"\nloongforge list models: {total - bare:.3f} s of its own (wall {total_wall - bare_wall:.3f} s)")
-    assert total - bare < OWN_SECONDS
+def test_listing_models_imports_little() -> None:
+    """A count instead of seconds, which a busy machine decides: 200 modules, 0.12 s in bench/startup.py."""
+    assert modules_after(MAIN.format(argv=["list", "models"])) - modules_after("pass") < MODULES

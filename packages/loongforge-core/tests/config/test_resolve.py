@@ -243,18 +243,15 @@ def test_hydra_is_left_as_it_was(tmp_path: Path) -> None:
         assert hydra.compose("theirs").x == 1
 
 
-def test_resolving_imports_no_torch_and_is_quick(acme: Path, checkpoint: Path) -> None:
+def test_resolving_imports_no_torch(acme: Path, checkpoint: Path) -> None:
     code = (
-        "import sys, time; start = time.perf_counter()\n"
-        f"sys.path.insert(0, {str(acme)!r})\n"
+        f"import sys; sys.path.insert(0, {str(acme)!r})\n"
         "from loongforge.core.config.resolve import resolve\n"
         f"run = resolve(['--load', {str(checkpoint)!r}, '--bf16', 'train.seed=3'])\n"
-        "print(time.perf_counter() - start, [m for m in ('torch', 'numpy', 'megatron') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'megatron') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    seconds, _, modules = answer.stdout.partition(" ")
-    assert modules.strip() == "[]"
-    assert float(seconds) < 5.0, "0.9 s on two idle cores; the bound allows for a busy machine"
+    assert answer.stdout.strip() == "[]"
 
 
 def test_one_checkpoint_of_a_run_says_its_model_too(tmp_path: Path, checkpoint: Path) -> None:
