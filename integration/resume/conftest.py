@@ -71,7 +71,7 @@ class Resume:
                 code = int(str(stop.code))
             return Outcome(error=error, code=code, said=said.getvalue())
 
-        return run_distributed(work, world, timeout=60)
+        return run_distributed(work, world, timeout=180)
 
     def train(self, save: Path, flags: Sequence[str] = (), world: int = 1, **more: Any) -> str:
         """Train to the end without an error; what rank 0 printed."""

@@ -16,7 +16,7 @@ from loongforge.data.media import Medium, decode
 video = Medium(kind="video", path=sys.argv[2])
 grids = lambda: [item.grid for item in decode(video, TinyProcessor()).items]
 before = grids()
-assert run_distributed(lambda worker: grids(), 1, timeout=30) == [before] and before
+assert run_distributed(lambda worker: grids(), 1, timeout=120) == [before] and before
 """
 
 

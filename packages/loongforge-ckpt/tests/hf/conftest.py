@@ -94,7 +94,7 @@ def run_ranks(work: Callable[[World], Any], *, tp: int = 1, pp: int = 1, dp: int
     for process in processes:
         process.start()
     try:
-        told = [pickle.loads(results.get(timeout=90)) for _ in range(size)]
+        told = [pickle.loads(results.get(timeout=240)) for _ in range(size)]
     finally:
         for process in processes:
             process.join(timeout=10)

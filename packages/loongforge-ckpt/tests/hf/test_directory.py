@@ -24,7 +24,7 @@ def test_registered_and_light(tmp_path: Path) -> None:
         "heavy = {'torch', 'numpy', 'safetensors', 'transformers', 'megatron'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=180)
 
 
 def test_spec_leads_to_the_engine() -> None:

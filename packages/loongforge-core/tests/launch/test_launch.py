@@ -156,7 +156,7 @@ def test_a_signal_lets_the_workers_save(number: signal.Signals):
     with started("until_signal") as process:
         assert sorted(lines_until(process, 2)) == ["ready 0", "ready 1"]
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     assert sorted(out.split("\n")) == ["", "saved 0", "saved 1"]
     assert process.returncode == 75
     assert err == ""
@@ -166,7 +166,7 @@ def test_a_signal_before_training_asks_for_the_same_command_again():
     with started("idle") as process:
         lines_until(process, 2)
         process.terminate()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
     assert process.returncode == 75
     assert err.strip() == "stopped before or after training: run the same command again."
 
@@ -175,7 +175,7 @@ def test_ctrl_c_in_a_terminal_reaches_everyone_and_still_saves():
     with started("until_signal") as process:
         lines_until(process, 2)
         os.killpg(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=180)
     assert sorted(out.split()) == ["0", "1", "saved", "saved"]
     assert process.returncode == 75
 
@@ -187,7 +187,7 @@ def test_a_second_ctrl_c_kills():
         time.sleep(0.5)
         assert process.poll() is None, "it must wait for workers that save"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert err.strip() == "error: killed by the second Ctrl-C before the state was saved."
 
@@ -196,7 +196,7 @@ def test_workers_do_not_outlive_a_killed_launcher():
     with started("deaf") as process:
         lines_until(process, 2)
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         assert process.stdout is not None
         assert process.stdout.read() == "", "reading ends only when every worker has closed its end"
 

@@ -192,8 +192,8 @@ def main() -> None:
             losses = train(config, platform, alone)
             assert all(loss == loss for loss in losses), losses
         for config in (staged(), spread()):
-            run_distributed(lambda worker, config=config: train(config, platform, worker), 2, timeout=30.0)
-        run_distributed(lambda worker: bridge(worker, platform), 2, timeout=30.0)
+            run_distributed(lambda worker, config=config: train(config, platform, worker), 2, timeout=120.0)
+        run_distributed(lambda worker: bridge(worker, platform), 2, timeout=120.0)
 
     found = {name: outcome(lambda group=group: without(group)) for name, group in groups.items()}
     json.dump(found, sys.stdout)

@@ -28,7 +28,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, str] | None]:
     """What happened in every case, from a process that nothing else has touched."""
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == "", "starting megatron-core and training write nothing on the terminal"
     return json.loads(done.stdout)
