@@ -106,8 +106,8 @@ def test_a_file_that_is_no_yaml_says_where(tmp_path: Path) -> None:
     )
     assert in_file(tmp_path, "? [a]\n: 1\n") == (f"{path}:1:3: not valid YAML: found unhashable key.",)
     assert in_file(tmp_path, RUN + "5: 1\ndata: {split: 2020-01-01, seed: !!binary aGk=}\n") == (
-        "5: unknown key (value 1). Known here: checkpoint, data, launch, lora, model, moe, optimizer, parallel, platform, "
-        "requires, tokenizer, train, watch.",
+        "5: unknown key (value 1). Known here: checkpoint, data, launch, lora, model, moe, optimizer, parallel, "
+        "platform, requires, tokenizer, train, watch.",
         "data.seed: unknown key (value b'hi'). Known here: " + ", ".join(sorted(vars(DataConfig)["__slots__"])) + ".",
     )
     assert in_file(tmp_path, "- a\n") == (f"{path}: must hold sections (`train:`, `model:`, ...), got list.",)
