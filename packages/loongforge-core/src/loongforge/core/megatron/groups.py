@@ -173,3 +173,18 @@ def join(
             parallel_state.set_data_parallel_rank(None)  # kept by destroy_model_parallel
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        for name in groups_left():
+            setattr(parallel_state, name, None)
+
+
+def groups_left() -> list[str]:
+    """Globals of megatron-core that hold a process group.
+
+    Why: `destroy_model_parallel` keeps some. A process that is forked later overwrites them, and gloo's destructor then
+    waits for ever for threads that this process does not have. How: they are set to None with the rest.
+    Upstream: parallel_state.py destroy_model_parallel, `_INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP`. Remove when: it
+    leaves none.
+    """
+    from megatron.core import parallel_state
+
+    return [name for name, value in vars(parallel_state).items() if isinstance(value, dist.ProcessGroup)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -27,6 +28,10 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
     port = _free_port()
     pipes: dict[Connection, int] = {}
     processes: list[Any] = []
+    # A process group that is garbage joins its threads when it is collected, and a forked process has none of them: it
+    # would wait for ever. What is garbage goes before, and the rest is kept from the collector of the processes.
+    gc.collect()
+    gc.freeze()
     for rank in range(world):
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(function, rank, world, port, send), daemon=False)
@@ -37,6 +42,7 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
         send.close()
         pipes[receive] = rank
         processes.append(process)
+    gc.unfreeze()
     try:
         return _collect(pipes, world, timeout)
     finally:
