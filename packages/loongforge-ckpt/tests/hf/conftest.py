@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
-import socket
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from loongforge.core import env
 from loongforge.core.checkpoint.contract import WeightMove, WeightPart
 from loongforge.core.model.weights import Copy, FuseGateUp, FuseQKV, WeightTable
+from loongforge.core.testing.distributed import run_distributed
 
 LAYERS, HIDDEN, FFN, HEADS, GROUPS, WIDTH, VOCAB = 3, 24, 40, 6, 2, 10, 101
 
@@ -46,25 +44,18 @@ class World:
         return list(dict.fromkeys(problem for part in self.gather(problems) for problem in part))
 
 
-def join(rank: int, size: int, port: int, tp: int, pp: int) -> World:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=60),
-    )
-    dp = size // tp // pp
-    number = torch.arange(size).reshape(pp, dp, tp)
+def join(worker: env.Worker, *, tp: int, pp: int) -> World:
+    dist.init_process_group("gloo", rank=worker.rank, world_size=worker.world_size, timeout=timedelta(seconds=60))
+    dp = worker.world_size // tp // pp
+    number = torch.arange(worker.world_size).reshape(pp, dp, tp)
 
     def mine(rows: torch.Tensor) -> Any:
         groups = [dist.new_group(row.tolist()) for row in rows]
-        return next(group for group, row in zip(groups, rows, strict=True) if rank in row)
+        return next(group for group, row in zip(groups, rows, strict=True) if worker.rank in row)
 
     return World(
-        rank=rank,
-        size=size,
+        rank=worker.rank,
+        size=worker.world_size,
         tp=mine(number.reshape(-1, tp)),
         pp=mine(number.permute(1, 2, 0).reshape(-1, pp)),
         dp_cp=mine(number.permute(0, 2, 1).reshape(-1, dp)),
@@ -73,35 +64,15 @@ def join(rank: int, size: int, port: int, tp: int, pp: int) -> World:
 
 def run_ranks(work: Callable[[World], Any], *, tp: int = 1, pp: int = 1, dp: int = 1) -> list[Any]:
     """`work(world)` on every rank, each a forked process; the picklable results by rank."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    size = tp * pp * dp
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
 
-    def body(rank: int) -> None:
-        try:
-            world = join(rank, size, port, tp, pp)
-            # By value: a queue's own pickler shares a tensor's storage with a process that is about to end.
-            results.put(pickle.dumps((rank, True, work(world))))
-            dist.barrier()
-            dist.destroy_process_group()
-        except BaseException:  # noqa: BLE001  the parent raises it again
-            results.put(pickle.dumps((rank, False, traceback.format_exc())))
+    def body(worker: env.Worker) -> Any:
+        world = join(worker, tp=tp, pp=pp)
+        result = work(world)
+        dist.barrier()
+        dist.destroy_process_group()
+        return result
 
-    processes = [context.Process(target=body, args=(rank,)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    try:
-        told = [pickle.loads(results.get(timeout=240)) for _ in range(size)]
-    finally:
-        for process in processes:
-            process.join(timeout=10)
-            process.kill()
-    failed = [text for _, fine, text in told if not fine]
-    assert not failed, "\n".join(failed)
-    return [value for _, _, value in sorted(told, key=lambda one: one[0])]
+    return run_distributed(body, tp * pp * dp, timeout=240)
 
 
 def table(tied: bool) -> WeightTable:

@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from types import FrameType
 from loongforge.core import env
 from loongforge.core.config.run import LaunchConfig, RunConfig
 from loongforge.core.errors import PREEMPTED_EXIT_CODE, ConfigError, ForgeError
+from loongforge.core.port import held_port
 
 Entry = Callable[[RunConfig], None]
 """What every worker runs: importable by name, so that it reaches a spawned process too."""
@@ -70,8 +70,9 @@ def launch(config: RunConfig, entry: Entry, *, nproc: int, preload: Callable[[],
         return _run_here(entry, config)
     if nproc * config.launch.nnodes == 1:
         alone = env.Worker(rank=0, world_size=1, local_rank=0, local_world_size=1, launcher="single")
-        env.export(alone, "127.0.0.1", _free_port())
-        return _run_here(entry, config)
+        with held_port() as port:
+            env.export(alone, "127.0.0.1", port)
+            return _run_here(entry, config)
     return _run_workers(config, entry, nproc, preload)
 
 
@@ -100,8 +101,7 @@ def _run_here(entry: Entry, config: RunConfig) -> int:
 
 
 def _run_workers(config: RunConfig, entry: Entry, nproc: int, preload: Callable[[], None] | None) -> int:
-    endpoint = _endpoint(config.launch)
-    with _forward_signals() as signals:
+    with _endpoint(config.launch) as endpoint, _forward_signals() as signals:
         if preload:
             preload()
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -264,20 +264,17 @@ def _quiet(wanted: bool) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _endpoint(launch: LaunchConfig) -> str:
-    """host:port of node 0; `ConfigError` when several nodes have none."""
+@contextlib.contextmanager
+def _endpoint(launch: LaunchConfig) -> Iterator[str]:
+    """host:port of node 0, held where this node chooses it; `ConfigError` when several nodes have none."""
     if launch.nnodes == 1:
-        return f"127.0.0.1:{_free_port()}"
+        with held_port() as port:
+            yield f"127.0.0.1:{port}"
+        return
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(
             f"launch.rdzv_endpoint={launch.rdzv_endpoint!r} must be host:port of node 0 when nnodes={launch.nnodes}: "
             "give every node the same one, for example --rdzv-endpoint node0:29500."
         )
-    return f"{host}:{port}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    yield f"{host}:{port}"

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import time
 import traceback
 import warnings
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from loongforge.core import env
+from loongforge.core.port import held_port
 
 
 def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeout: float = 180.0) -> list[T]:
@@ -25,31 +25,31 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
     of the first process that fails, and when `timeout` seconds pass; no process survives the call.
     """
     context = multiprocessing.get_context("fork")
-    port = _free_port()
     pipes: dict[Connection, int] = {}
     processes: list[Any] = []
     # A process group that is garbage joins its threads when it is collected, and a forked process has none of them: it
     # would wait for ever. What is garbage goes before, and the rest is kept from the collector of the processes.
     gc.collect()
     gc.freeze()
-    for rank in range(world):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(function, rank, world, port, send), daemon=False)
-        with warnings.catch_warnings():
-            # The processes set torch to one thread before they compute: no pool of this process is waited for.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            process.start()
-        send.close()
-        pipes[receive] = rank
-        processes.append(process)
-    gc.unfreeze()
-    try:
-        return _collect(pipes, world, timeout)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
+    with held_port() as port:
+        for rank in range(world):
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(function, rank, world, port, send), daemon=False)
+            with warnings.catch_warnings():
+                # The processes set torch to one thread before they compute: no pool of this process is waited for.
+                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+                process.start()
+            send.close()
+            pipes[receive] = rank
+            processes.append(process)
+        gc.unfreeze()
+        try:
+            return _collect(pipes, world, timeout)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
 
 
 def _collect(pipes: dict[Connection, int], world: int, timeout: float) -> list[Any]:
@@ -99,9 +99,3 @@ def _work(function: Callable[[env.Worker], Any], rank: int, world: int, port: in
 def _send(pipe: Connection, good: bool, value: Any) -> None:
     """By value: torch teaches a pipe's own pickler to share a tensor's storage, which ends with this process."""
     pipe.send_bytes(pickle.dumps((good, value)))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
