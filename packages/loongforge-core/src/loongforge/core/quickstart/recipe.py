@@ -23,7 +23,7 @@ class Recipe:
     workers: int
     """Processes, all data parallel."""
     precision: Literal["fp32", "bf16"]
-    steps: int = 780
+    steps: int = 560
     """Optimizer steps of pre-training."""
     vocab_size: int = 4096
     """Tokens of the tokenizer and of the model."""
