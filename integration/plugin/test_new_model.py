@@ -62,6 +62,8 @@ def language_models() -> list[str]:
 def test_others_are_whole_too(like: str, tmp_path: Path, installed: Callable[[Path], None]) -> None:
     folder, name = tmp_path / "acme-other", f"acme_{like}"  # one module name each, for a process imports once
     main(["new-model", name, "--like", like, "--output", str(folder)])
+    if like in ("llama", "qwen2"):
+        assert lines_of(folder) <= 150
     installed(folder)
     spec = plugins.load("models", name)
     (size,) = spec.sizes
