@@ -15,7 +15,10 @@ LOOKING = [
     ["--version"],
     *(
         ["list", kind]
-        for kind in ("models", "compositions", "platforms", "kernels", "data", "checkpoints", "trackers", "commands")
+        for kind in (
+            *("models", "compositions", "platforms", "kernels", "data", "balancers", "checkpoints", "trackers"),
+            "commands",
+        )
     ),
     ["list", "--json"],
     ["show", "platforms", "cuda"],

@@ -14,7 +14,7 @@ import pytest
 
 from loongforge.core.config import typed
 from loongforge.core.config.arguments import parse
-from loongforge.core.config.flags import AGREED, ALIASES, GEOMETRY, OWN, Flag, accepted
+from loongforge.core.config.flags import AGREED, ALIASES, GEOMETRY, NEEDLESS, OWN, Flag, accepted
 from loongforge.core.config.flags_refused import refused
 from loongforge.core.config.run import RunConfig
 from loongforge.core.errors import ConfigError
@@ -60,7 +60,7 @@ def test_flags_take_what_megatrons_take(megatron: dict[str, str]) -> None:
 
 def test_no_flag_is_both_accepted_and_refused() -> None:
     assert set(accepted()) & set(refused()) == set()
-    names = Counter(flag.name for flag in (*ALIASES, *OWN, *GEOMETRY, *AGREED))
+    names = Counter(flag.name for flag in (*ALIASES, *OWN, *GEOMETRY, *AGREED, *NEEDLESS))
     assert [name for name, count in names.items() if count > 1] == []
 
 
@@ -134,6 +134,21 @@ def test_agreed_flags_accept_the_truth_and_refuse_the_rest() -> None:
     assert problem == (
         "--normalization: 'LayerNorm' is not possible, every foundation has RMSNorm. Use 'RMSNorm' or leave it out."
     )
+
+
+def test_flags_of_the_public_balancer_are_taken() -> None:
+    """The two that turn it on write a field; what has nothing to decide here is said."""
+    words = ["--use-vlm-dp-balance", "--use-vit-dp-balance", "--vlm-dp-balance-warmup-iters", "2", "3"]
+    words += ["--dp-balance-max-len-ratio-vlm=1.2", "--dp-balance-trigger-threshold-vit", "0.2", "--dp-balance-verbose"]
+    read = parse([*words, "data.balance_sync=step"])
+    assert read.problems == []
+    assert {path: given.value for path, given in read.given.items()} == {"data.balance": "analytic"}
+    assert len(read.notes) == 4
+    assert read.notes[0] == (
+        "note: --vlm-dp-balance-warmup-iters changes nothing here: costs come from the model's geometry, so no step "
+        "is spent on measuring them."
+    )
+    assert [override.text for override in read.overrides] == ["data.balance_sync=step"]
 
 
 def test_arguments_are_read_as_megatron_users_write_them() -> None:

@@ -24,7 +24,7 @@ from loongforge.core.errors import PluginError
 API = (1, 0)
 """Plugin contract. Major: breaking. Minor: additions with defaults."""
 
-KINDS = ("models", "compositions", "platforms", "kernels", "data", "checkpoints", "trackers", "commands")
+KINDS = ("models", "compositions", "platforms", "kernels", "data", "balancers", "checkpoints", "trackers", "commands")
 """Entry-point groups, each read as `loongforge.<kind>`."""
 
 OWN = "loongforge-core"
@@ -149,6 +149,19 @@ class SourceSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalancerSpec:
+    """A way to deal the samples of a step to ranks (`loongforge.balancers`); the run's `data.balance` names it."""
+
+    name: str
+    api: tuple[int, int]
+    open: Lazy
+    """`open(plan: core.plan.Plan) -> core.data.balance.Balancer`. Another cost model alone is
+    `loongforge.data.balance.StepBalancer(plan, cost)`."""
+    extra: str | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FormatSpec:
     """A checkpoint format other than the trainer's own (`loongforge.checkpoints`); see core.checkpoint.contract."""
 
@@ -198,6 +211,7 @@ SPECS: dict[str, type] = {
     "compositions": Composition,
     "platforms": PlatformSpec,
     "data": SourceSpec,
+    "balancers": BalancerSpec,
     "checkpoints": FormatSpec,
     "trackers": TrackerSpec,
     "commands": CommandSpec,

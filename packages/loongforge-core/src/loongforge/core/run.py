@@ -49,6 +49,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
     from loongforge.core.checkpoint.save import Saver
     from loongforge.core.checkpoint.sources import fresh_components
     from loongforge.core.checkpoint.start import find_start
+    from loongforge.core.data.balance import CHECK_INTERVAL, require_one_deal
     from loongforge.core.data.open import open_data
     from loongforge.core.megatron.groups import join
     from loongforge.core.model.build import build_model
@@ -79,7 +80,10 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                 _leave(watch, config, start.step)
             for step in range(start.step, plan.train_iters):
                 began, waited = time.perf_counter(), loader.waited
-                result = train_step(plan, world, training, loader.step(), step)
+                micro_batches = loader.step()
+                if loader.deal is not None and (step - start.step) % CHECK_INTERVAL == 0:
+                    require_one_deal(loader.deal, world, step)
+                result = train_step(plan, world, training, micro_batches, step)
                 platform.synchronize()
                 seconds = time.perf_counter() - began
                 watch.step(
@@ -96,7 +100,11 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                         tokens_per_second=plan.tokens_per_step / seconds,
                         peak_memory_bytes=platform.memory().peak,
                         detail=result.detail,
-                        extra={**result.extra, **held_out_loss(plan, world, training, data, step + 1)},
+                        extra={
+                            **result.extra,
+                            **(loader.deal.numbers if loader.deal is not None else {}),
+                            **held_out_loss(plan, world, training, data, step + 1),
+                        },
                     )
                 )
                 saver.poll()

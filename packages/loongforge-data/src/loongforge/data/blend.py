@@ -68,6 +68,12 @@ class Blend:
         owner = int(self._owner[place])
         return owner, period * int(self._quota[owner]) + int(self._rank[place])
 
+    def many(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for several samples, int64 `[samples]` each."""
+        period, place = np.divmod(numbers, PERIOD)
+        owner = self._owner[place]
+        return owner.astype(np.int64), period * self._quota[owner] + self._rank[place]
+
 
 def _apportion(weights: list[float]) -> np.ndarray:
     """Whole shares of `PERIOD`, int64, at least one each, by largest remainder."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loongforge.core.data.contract import Sample, SourceRequest
+from loongforge.core.data.contract import Contents, Sample, SourceRequest
 from loongforge.core.errors import DataError
 from loongforge.data.blend import parse_paths, split_range
 from loongforge.data.conversations import ChatRules, ConversationFile, write_conversations
 from loongforge.data.once import build_once
 from loongforge.data.pack import Packs
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings
+from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings, taken
 from loongforge.data.tokenise import TokenizerChoice, spare_workers
 from loongforge.data.tokenizer import HFTokenizer
 
@@ -75,9 +75,30 @@ class ChatSource:
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`."""
         group, numbers = self._order[index]
-        conversations, packs = self._groups[group]
-        said = [conversations.read(number) for number in numbers]
-        return fill(self._request, self._pad_id, said, packs is not None).sample
+        return self._filled([(group, number) for number in numbers])
+
+    def contents(self, numbers: Sequence[int]) -> Contents:
+        """Lengths of the conversations of several samples."""
+        documents, samples = self._order.documents(numbers)
+        lengths = np.empty(len(documents), dtype=np.int64)
+        for group, (conversations, _) in enumerate(self._groups):
+            here = documents[:, 0] == group
+            lengths[here] = conversations.lengths[documents[here, 1]]
+        return Contents(
+            documents=documents,
+            samples=samples,
+            lengths=taken(self._request, lengths),
+            items=np.zeros_like(lengths),
+            grids=np.empty((0, 3), dtype=np.int64),
+        )
+
+    def fill(self, documents: np.ndarray) -> Sample:
+        """A sequence of these conversations."""
+        return self._filled([(group, number) for group, number in documents.tolist()])
+
+    def _filled(self, documents: list[tuple[int, int]]) -> Sample:
+        said = [self._groups[group][0].read(number) for group, number in documents]
+        return fill(self._request, self._pad_id, said, self._request.packing).sample
 
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""

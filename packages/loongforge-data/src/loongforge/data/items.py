@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,29 @@ def sliced(items: np.ndarray, ends: np.ndarray) -> list[list[int]]:
     """Group `g` is `items[ends[g]:ends[g + 1]]`."""
     flat, borders = items.tolist(), ends.tolist()
     return [flat[start:end] for start, end in itertools.pairwise(borders)]
+
+
+def spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers `first[i]` to `first[i] + counts[i] - 1` of every i, end to end, int64."""
+    return np.arange(int(counts.sum())) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+
+def gathered(
+    owners: np.ndarray, rows_of: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of items that lie with several owners: how many each item has, and all of them in the order of the items.
+
+    `rows_of(owner, which)` answers the same for the items `which` of one owner.
+    """
+    counts = np.zeros(len(owners), dtype=np.int64)
+    parts: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    for owner in np.unique(owners).tolist():
+        which = np.flatnonzero(owners == owner)
+        counts[which], rows = rows_of(owner, which)
+        parts.append(rows)
+        places.append(np.repeat(which, counts[which]))
+    return counts, np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def _first_stranger(values: Any, what: str) -> str | None:

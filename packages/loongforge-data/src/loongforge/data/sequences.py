@@ -14,6 +14,7 @@ import numpy as np
 from loongforge.core.data.contract import Sample, SourceRequest
 from loongforge.core.errors import DataError
 from loongforge.data.blend import Blend
+from loongforge.data.items import gathered, spans
 from loongforge.data.once import build_once
 from loongforge.data.pack import Packs
 from loongforge.data.permute import Permutation, derive_key
@@ -38,6 +39,13 @@ class Group:
         """Conversations of one sequence."""
         return [place] if self.packs is None else self.packs[place].tolist()
 
+    def many(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many conversations each of several sequences has, and all of them end to end; int64."""
+        if self.packs is None:
+            return np.ones_like(places), places
+        first, last = self.packs.offsets[places], self.packs.offsets[places + 1]
+        return last - first, self.packs.items[spans(first, last - first)]
+
 
 class Order:
     """Sample numbers to conversations: corpora by weight, each anew shuffled in every epoch."""
@@ -56,6 +64,23 @@ class Order:
             key = derive_key(self._request.seed, number, epoch)
             place = Permutation(len(group), key).one(place)
         return number, group[place]
+
+    def documents(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Conversations of several samples, int64 `[documents, 2]` of corpus and number, and the place of each one's
+        sample among `numbers`, int64 `[documents]`."""
+        owners, places = self._blend.many(np.asarray(numbers, dtype=np.int64))
+
+        def of(number: int, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            group = self._groups[number]
+            epochs, within = np.divmod(places[which], len(group))
+            for epoch in np.unique(epochs).tolist() if self._request.shuffle else ():
+                here = epochs == epoch
+                within[here] = Permutation(len(group), derive_key(self._request.seed, number, epoch))(within[here])
+            counts, chosen = group.many(within)
+            return counts, np.stack([np.full_like(chosen, number), chosen], axis=1)
+
+        counts, documents = gathered(owners, of)
+        return documents, np.repeat(np.arange(len(counts)), counts)
 
     @property
     def units(self) -> int:
@@ -92,6 +117,13 @@ def fill(request: SourceRequest, pad_id: int, said: Sequence[tuple[np.ndarray, n
     if packed:
         sample["cu_seqlens"] = np.array(borders, dtype=np.int32)
     return Filled(sample, borders)
+
+
+def taken(request: SourceRequest, lengths: np.ndarray) -> np.ndarray:
+    """Positions that conversations of `lengths` tokens take, int64: each its own segment, or the whole sequence."""
+    if not request.packing:
+        return np.full_like(lengths, request.seq_length)
+    return padded(lengths - 1, request.segment_multiple)
 
 
 def plan_packs(lengths: np.ndarray, request: SourceRequest, content: str) -> Packs:

@@ -1,6 +1,6 @@
 """What this wheel registers, as plain data."""
 
-from loongforge.core.plugins import CommandSpec, Lazy, SourceSpec
+from loongforge.core.plugins import BalancerSpec, CommandSpec, Lazy, SourceSpec
 
 TEXT = SourceSpec(
     name="text",
@@ -24,6 +24,12 @@ VLM = SourceSpec(
     modality="vision-language",
     extra="vision",
     summary="Conversations with images and videos from .jsonl or webdataset shards",
+)
+ANALYTIC = BalancerSpec(
+    name="analytic",
+    api=(1, 0),
+    open=Lazy("loongforge.data.balance.step:open_analytic"),
+    summary="Even work in every step, by the FLOPs of the model's own geometry",
 )
 COMMAND = CommandSpec(
     name="data",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loongforge.core.data.contract import Sample, SourceRequest
+from loongforge.core.data.contract import Contents, Sample, SourceRequest
 from loongforge.core.errors import DataError
 from loongforge.data.blend import Blend, parse_paths, split_range
 from loongforge.data.corpus import Corpus, Windows
@@ -71,6 +71,21 @@ class TextSource:
             loss_mask=loss_mask,
             position_ids=np.arange(length, dtype=np.int64),
         )
+
+    def contents(self, numbers: Sequence[int]) -> Contents:
+        """Every window is as long as a sequence, and what is in it attends to all before it: all cost the same."""
+        asked = np.asarray(numbers, dtype=np.int64)
+        return Contents(
+            documents=asked[:, None],
+            samples=np.arange(len(asked)),
+            lengths=np.full_like(asked, self._request.seq_length),
+            items=np.zeros_like(asked),
+            grids=np.empty((0, 3), dtype=np.int64),
+        )
+
+    def fill(self, documents: np.ndarray) -> Sample:
+        """The one window."""
+        return self[int(documents[0, 0])]
 
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from loongforge.core.data.contract import PlacedItem
 from loongforge.core.errors import DataError
+from loongforge.data.items import spans
 from loongforge.data.media import Kind, Medium
 from loongforge.data.progress import progress
 from loongforge.data.rows import BadRows, read_lines
@@ -93,6 +94,12 @@ class VisualFile:
             features=np.repeat(starts, features) + within,
             grid=np.array(items[:, 1:4]),
         )
+
+    def grids(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many items each conversation has, int64 `[conversations]`, and the grids of all, int64 `[items, 3]`."""
+        first = self._items[numbers]
+        counts = self._items[numbers + 1] - first
+        return counts, np.array(self._tables["items"].reshape(-1, 5)[spans(first, counts), 1:4])
 
     def media(self, number: int) -> list[Medium]:
         """Images and videos of one conversation, in order."""

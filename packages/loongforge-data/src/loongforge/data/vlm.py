@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loongforge.core.data.contract import Sample, SourceRequest, VisualProcessor
+from loongforge.core.data.contract import Contents, Sample, SourceRequest, VisualProcessor
 from loongforge.core.errors import DataError
 from loongforge.data.blend import parse_paths, split_range
 from loongforge.data.conversations import ChatRules
+from loongforge.data.items import gathered
 from loongforge.data.media import decode
 from loongforge.data.once import build_once
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings
+from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings, taken
 from loongforge.data.tokenise import TokenizerChoice, spare_workers
 from loongforge.data.visual_encode import VisualRules
 from loongforge.data.visual_file import VisualDocument, VisualFile, sources, write_visual
@@ -63,6 +64,12 @@ class VisualConversations:
                 found.append(item.patches)
         return found
 
+    def grids(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many items each conversation has, int64 `[conversations]`, and the grids of all, int64 `[items, 3]`."""
+        places = numbers + self._first
+        files = np.searchsorted(self._borders, places, side="right") - 1
+        return gathered(files, lambda file, which: self._files[file].grids(places[which] - self._borders[file]))
+
     def _find(self, number: int) -> tuple[VisualFile, int]:
         file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
         return self._files[file], number + self._first - int(self._borders[file])
@@ -98,11 +105,31 @@ class VisualSource:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`; `DataError` names an image or video that is corrupt."""
-        number, chosen = self._order[index]
-        conversations, group = self._groups[number]
-        documents = [conversations.read(one) for one in chosen]
+        group, numbers = self._order[index]
+        return self._filled([(group, number) for number in numbers])
+
+    def contents(self, numbers: Sequence[int]) -> Contents:
+        """Lengths and items of the conversations of several samples."""
+        documents, samples = self._order.documents(numbers)
+        lengths = np.empty(len(documents), dtype=np.int64)
+
+        def of(group: int, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            conversations, chosen = self._groups[group][0], documents[which, 1]
+            lengths[which] = conversations.lengths[chosen]
+            return conversations.grids(chosen)
+
+        items, grids = gathered(documents[:, 0], of)
+        sizes = taken(self._request, lengths)
+        return Contents(documents=documents, samples=samples, lengths=sizes, items=items, grids=grids)
+
+    def fill(self, documents: np.ndarray) -> Sample:
+        """A sequence of these conversations; `DataError` names an image or video that is corrupt."""
+        return self._filled([(group, number) for group, number in documents.tolist()])
+
+    def _filled(self, chosen: list[tuple[int, int]]) -> Sample:
+        documents = [self._groups[group][0].read(number) for group, number in chosen]
         said = [(one.tokens, one.assistant) for one in documents]
-        filled = fill(self._request, self._pad_id, said, group.packs is not None)
+        filled = fill(self._request, self._pad_id, said, self._request.packing)
         sample, borders = filled.sample, filled.borders
         sample["position_ids"] = self._positions(documents, borders)
         none = np.empty(0, dtype=np.int64)
@@ -111,8 +138,13 @@ class VisualSource:
         sample["grid"] = np.concatenate([none.reshape(0, 3), *(one.grid for one in documents)])
         if self._request.pixels and len(sample["grid"]):
             read = zip(chosen, documents, strict=True)
-            patches = [conversations.patches(one, document.grid, self._processor) for one, document in read]
-            sample["pixels"] = np.concatenate([part for one in patches for part in one])
+            sample["pixels"] = np.concatenate(
+                [
+                    patches
+                    for (group, number), document in read
+                    for patches in self._groups[group][0].patches(number, document.grid, self._processor)
+                ]
+            )
             assert len(sample["pixels"]) == int(sample["grid"].prod(axis=1).sum()), "patches are those of the grids"
         return sample
 

@@ -60,6 +60,8 @@ class Arguments:
     """By path."""
     overrides: list[Override] = field(default_factory=list[Override])
     problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+    """What was taken and changes nothing."""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -135,6 +137,8 @@ def _keep(given: Given, flag: Flag, arguments: Arguments) -> None:
         arguments.config_file = given.value
     elif flag.name == "model-name":
         arguments.model_name = given.value
+    elif flag.needless:
+        arguments.notes.append(f"note: {given.flag} changes nothing here: {flag.because}.")
     elif flag.because:
         if flag.accepts and given.value not in flag.accepts:
             allowed = " or ".join(repr(value) for value in flag.accepts)

@@ -12,7 +12,17 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from loongforge.core.config.flags import AGREED, ALIASES, GEOMETRY, OWN, Flag, accepted, flag_name, is_component
+from loongforge.core.config.flags import (
+    AGREED,
+    ALIASES,
+    GEOMETRY,
+    NEEDLESS,
+    OWN,
+    Flag,
+    accepted,
+    flag_name,
+    is_component,
+)
 from loongforge.core.config.run import ComponentConfig, ComponentParallel, RunConfig
 
 USAGE = """\
@@ -141,7 +151,14 @@ def _components(width: int) -> str:
 def _stated(width: int) -> str:
     names = ", ".join(f"--{flag.name}" + (f" {flag.accepts[0]}" if flag.accepts else "") for flag in AGREED)
     intro = "accepted because it is always so here\n"
-    return intro + textwrap.fill(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    told = intro + textwrap.fill(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    needless = ", ".join(f"--{flag.name}" for flag in NEEDLESS)
+    intro = "\naccepted, and changes nothing: there is nothing to decide\n"
+    return (
+        told
+        + intro
+        + textwrap.fill(needless, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    )
 
 
 def _entry(name: str, text: str, width: int) -> str:

@@ -35,7 +35,9 @@ class Flag:
     refuses: Mapping[str, str] | None = None
     """Megatron's values that are not taken here, each with the reason."""
     because: str = ""
-    """Only for flags that state what is already so: why another value is refused."""
+    """Only for flags that state what is already so: why another value is refused; or why there is nothing to decide."""
+    needless: bool = False
+    """Taken, and the run says that it changes nothing."""
 
 
 def _switch(name: str, path: str, writes: Any) -> Flag:
@@ -70,6 +72,8 @@ OWN: tuple[Flag, ...] = (
     Flag(name="model-name", path=""),
     _switch("fp32", "train.precision", "fp32"),
     Flag(name="encoder-tensor-model-parallel-size", path="model.image_encoder.tensor_model_parallel_size"),
+    _switch("use-vlm-dp-balance", "data.balance", "analytic"),
+    _switch("use-vit-dp-balance", "data.balance", "analytic"),  # one deal evens out encoder and foundation
 )
 """Flags of LoongForge that are neither a field's name nor Megatron's."""
 
@@ -149,6 +153,21 @@ AGREED: tuple[Flag, ...] = (
 """Flags that state what is always so here: accepted when true, refused with the reason otherwise."""
 
 
+NEEDLESS: tuple[Flag, ...] = tuple(
+    Flag(name=name, path="", takes="switch" if name.endswith("verbose") else "many", because=because, needless=True)
+    for because, names in {
+        "costs come from the model's geometry, so no step is spent on measuring them": "vlm-dp-balance-warmup-iters",
+        "no sequence is longer than seq_length": "dp-balance-max-len-ratio-vlm dp-balance-max-len-ratio-vit",
+        "a deal moves nothing between ranks, so every step is dealt": (
+            "dp-balance-trigger-threshold-vlm dp-balance-trigger-threshold-vit"
+        ),
+        "every step of a balanced run tells how even it is": "dp-balance-verbose",
+    }.items()
+    for name in names.split()
+)
+"""Flags of LoongForge about something that needs no decision here."""
+
+
 SPELLED_OUT = ("lora",)
 """Sections whose flags begin with the section's name: `--lora-rank`."""
 
@@ -157,7 +176,7 @@ SPELLED_OUT = ("lora",)
 def accepted() -> Mapping[str, Flag]:
     """Every accepted flag by name."""
     table = {flag.name: flag for flag in _of_fields(RunConfig, "")}
-    special = {flag.name: flag for flag in (*ALIASES, *OWN, *GEOMETRY, *AGREED)}
+    special = {flag.name: flag for flag in (*ALIASES, *OWN, *GEOMETRY, *AGREED, *NEEDLESS)}
     return {**table, **special}
 
 

@@ -50,7 +50,7 @@ def resolve(argv: Sequence[str], note: Callable[[str], None] = say) -> RunConfig
     origins = {given.path: given.flag for given in arguments.given.values()}
     run = typed.build(content, origins, arguments.problems)
     _tell_beaten(arguments, composed.yaml_only, note)
-    for sentence in overridden:
+    for sentence in (*arguments.notes, *overridden):
         note(sentence)
     _tell_differences(run, checkpoint, parts, note)
     return run

@@ -185,6 +185,12 @@ class DataConfig:
     """What happens to a conversation longer than seq_length; counted and reported."""
     shuffle: bool = True
     """Draw samples in a seeded random order, another one in every epoch."""
+    balance: str | None = None
+    """Registered balancer that deals the samples of each step to data parallel ranks by cost: `analytic`. By position
+    when unset."""
+    balance_sync: Literal["step", "micro_batch"] | None = None
+    """Where a balancer takes ranks to wait for each other: at the end of a step, or in each micro-batch as with experts
+    spread over data parallel ranks. By the layout when unset."""
     min_pixels: int | None = None
     """Smallest area of an image after resizing; the model's own rule when unset."""
     max_pixels: int | None = None

@@ -194,6 +194,37 @@ class SampleSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What samples hold, before any of it is read: a row for each document, in the order of the samples."""
+
+    documents: np.ndarray
+    """int64 `[documents, k]`: the source's own numbers of each, for `Measured.fill`."""
+    samples: np.ndarray
+    """int64 `[documents]`: place of its sample among those that were asked for; ascending, every sample has one."""
+    lengths: np.ndarray
+    """int64 `[documents]`: positions it takes in a sequence, what pads its segment included. The whole sequence where
+    samples are not packed: then a document stays alone."""
+    items: np.ndarray
+    """int64 `[documents]`: images and videos in it."""
+    grids: np.ndarray
+    """int64 `[items, 3]`: (t, h, w) of each in patches, document after document."""
+
+
+@runtime_checkable
+class Measured(SampleSource, Protocol):
+    """A source that knows the sizes of its samples and can put their documents into other sequences: what balancing
+    needs."""
+
+    def contents(self, numbers: Sequence[int]) -> Contents:
+        """What the samples of these numbers hold. Reads no tokens and decodes nothing; the same on every rank."""
+        ...
+
+    def fill(self, documents: np.ndarray) -> Sample:
+        """A sequence of `documents` `[n, k]`, rows of `Contents.documents` whose lengths fit; there may be none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRequest:
     """Everything a source may depend on."""
 

@@ -2,8 +2,9 @@
 
 Optimizer step `g` of a run that began at sample `s` is made of the samples `s + g*G` to `s + (g+1)*G - 1`, where
 `G = micro_batch_size x dp_size x num_microbatches`. Micro-batch `m` of data parallel rank `d` holds the
-`micro_batch_size` samples from `s + g*G + (m*dp_size + d) * micro_batch_size` on. Which samples a step sees therefore
-depends on `s`, `g` and `G` alone, never on the number of ranks, the micro-batch size or the number of workers.
+`micro_batch_size` samples from `s + g*G + (m*dp_size + d) * micro_batch_size` on, or what a balancer deals it of the
+step's samples. Which samples a step sees therefore depends on `s`, `g` and `G` alone, never on the number of ranks, the
+micro-batch size or the number of workers.
 
 Every rank of a tensor, pipeline or context parallel group reads the samples of its data parallel rank by itself: a
 source is deterministic and answers any number, so nothing is broadcast.
@@ -11,9 +12,11 @@ source is deterministic and answers any number, so nothing is broadcast.
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +25,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from loongforge.core.data.contract import Sample, SampleSource
+from loongforge.core.data.balance import Chosen, DealtStep
+from loongforge.core.data.contract import Measured, Sample, SampleSource
 from loongforge.core.errors import DataError
 
 MicroBatch = dict[str, Any]
 """`tokens`, `labels` int64 and `loss_mask` float32, `[B, S]` = `[micro_batch_size, seq_length]`, `position_ids` int64
-`[B, S]`, or `[3, B, S]` of three rows, and `sample_ids` int64 `[B]`.
+`[B, S]`, or `[3, B, S]` of three rows, and `sample_ids` int64: the `B` samples it is, or those that its documents come
+from.
 
 A packed micro-batch is one row, `[1, B * S]` (and `[3, 1, B * S]`), with `cu_seqlens` int32 `[segments + 1]` over the
 whole row and `max_seqlen`, the int length of its longest segment.
@@ -65,25 +70,30 @@ class LoaderShape:
         """Samples per optimizer step over all ranks."""
         return self.micro_batch_size * self.dp_size * self.num_microbatches
 
+    def steps(self, count: int) -> range:
+        """First sample of each whole step that fits before sample `count`."""
+        return range(self.start_sample, count - self.global_batch_size + 1, self.global_batch_size)
+
     def samples(self, count: int) -> Iterator[list[int]]:
         """Sample numbers of each micro-batch of this rank, for the whole steps that fit before sample `count`."""
-        step = self.start_sample
-        while step + self.global_batch_size <= count:
+        for step in self.steps(count):
             for number in range(self.num_microbatches):
                 first = step + (number * self.dp_size + self.dp_rank) * self.micro_batch_size
                 yield list(range(first, first + self.micro_batch_size))
-            step += self.global_batch_size
 
 
 class Loader:
     """Iterates over the micro-batches of this rank, `num_microbatches` per optimizer step.
 
     Ends (`StopIteration`) when the source has no samples for another whole step. A sample that cannot be read raises
-    `DataError` with its number. Close it when the run ends early, or use it as a context manager.
+    `DataError` with its number. Close it when the run ends early, or use it as a context manager. `dealt` are the steps
+    as a balancer dealt them; by position without.
     """
 
-    def __init__(self, source: SampleSource, shape: LoaderShape) -> None:
+    def __init__(self, source: SampleSource, shape: LoaderShape, dealt: Iterator[DealtStep] | None = None) -> None:
         self._shape = shape
+        self._planned: deque[DealtStep] = deque()  # workers ask for samples some steps before they are trained
+        self._deal: DealtStep | None = None
         self._steps = 0
         self._handed_out = 0
         self._waited = 0.0
@@ -93,7 +103,9 @@ class Loader:
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             loader = DataLoader(
                 _Guarded(source),
-                batch_sampler=shape.samples(len(source)),  # pyright: ignore[reportArgumentType]
+                batch_sampler=(  # pyright: ignore[reportArgumentType]
+                    shape.samples(len(source)) if dealt is None else _rows_of(dealt, self._planned, shape)
+                ),
                 num_workers=shape.num_workers,
                 collate_fn=list,
                 worker_init_fn=_outlive_signals if shape.num_workers else None,
@@ -107,6 +119,11 @@ class Loader:
     def position(self) -> int:
         """Samples consumed by all ranks: moves on when the last micro-batch of a step has been handed out."""
         return self._shape.start_sample + self._steps * self._shape.global_batch_size
+
+    @property
+    def deal(self) -> DealtStep | None:
+        """How the step was dealt that is being handed out; None without a balancer."""
+        return self._deal
 
     @property
     def waited(self) -> float:
@@ -126,6 +143,8 @@ class Loader:
                 f"a data worker ended after sample {self.position}: {error}. It may have run out of memory: "
                 f"try a smaller --num-workers, 0 reads in the training process."
             ) from error
+        if self._planned and not self._handed_out:
+            self._deal = self._planned.popleft()
         batch = _collate(samples, self._shape)
         self._waited += time.perf_counter() - began
         self._handed_out += 1
@@ -155,15 +174,22 @@ class Loader:
         self.close()
 
 
+def _rows_of(steps: Iterator[DealtStep], planned: deque[DealtStep], shape: LoaderShape) -> Iterator[list[Chosen]]:
+    """The sequences of each micro-batch; steps are noted in `planned` before their first one."""
+    for step in steps:
+        planned.append(step)
+        yield from (list(rows) for rows in itertools.batched(step.sequences, shape.micro_batch_size))
+
+
 @dataclass(frozen=True, slots=True)
 class _Numbered:
-    number: int
+    numbers: tuple[int, ...]
     sample: Sample
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    number: int
+    numbers: tuple[int, ...]
     reason: str
 
 
@@ -173,13 +199,20 @@ class _Guarded(Dataset[Any]):
     def __init__(self, source: SampleSource) -> None:
         self._source = source
 
-    def __getitem__(self, number: int) -> _Numbered | _Failed:
+    def __getitem__(self, wanted: int | Chosen) -> _Numbered | _Failed:
+        numbers = wanted.samples if isinstance(wanted, Chosen) else (wanted,)
         try:
-            return _Numbered(number, self._source[number])
+            return _Numbered(numbers, self._read(wanted))
         except DataError as error:
-            return _Failed(number, str(error))
+            return _Failed(numbers, str(error))
         except Exception as error:  # noqa: BLE001  any source's failure is told with its sample number, in the trainer
-            return _Failed(number, f"{type(error).__name__}: {error}")
+            return _Failed(numbers, f"{type(error).__name__}: {error}")
+
+    def _read(self, wanted: int | Chosen) -> Sample:
+        if isinstance(wanted, int):
+            return self._source[wanted]
+        assert isinstance(self._source, Measured), "only a source that is measured is dealt"
+        return self._source.fill(wanted.documents)
 
 
 def _outlive_signals(_: int) -> None:
@@ -193,9 +226,10 @@ def _collate(answers: list[_Numbered | _Failed], shape: LoaderShape) -> MicroBat
     samples: list[Sample] = []
     for answer in answers:
         if isinstance(answer, _Failed):
-            raise DataError(f"sample {answer.number} cannot be read: {answer.reason}")
+            which = "sample" if len(answer.numbers) == 1 else "documents of samples"
+            raise DataError(f"{which} {', '.join(map(str, answer.numbers))} cannot be read: {answer.reason}")
         samples.append(answer.sample)
-    numbers = [answer.number for answer in answers]
+    numbers = list(dict.fromkeys(number for answer in answers for number in answer.numbers))
     segments = [sample["cu_seqlens"] for sample in samples if "cu_seqlens" in sample]
     if 0 < len(segments) < len(samples):
         raise DataError(f"samples {numbers}: packed and unpacked ones do not mix.")
@@ -231,9 +265,9 @@ def _visual(samples: list[Sample], numbers: list[int], length: int) -> MicroBatc
     grids = [sample.get("grid", none.reshape(0, 3)) for sample in samples]
     positions = [sample.get("visual_positions", none) + row * length for row, sample in enumerate(samples)]
     pixels = [sample["pixels"] for sample in samples if "pixels" in sample]
-    seeing = [number for number, grid in zip(numbers, grids, strict=True) if len(grid)]
-    if 0 < len(pixels) < len(seeing):
-        raise DataError(f"of the samples {seeing} with images only {len(pixels)} bring pixels.")
+    seeing = sum(len(grid) > 0 for grid in grids)
+    if 0 < len(pixels) < seeing:
+        raise DataError(f"samples {numbers}: of {seeing} sequences with images only {len(pixels)} bring pixels.")
     batch: MicroBatch = {
         "grid": torch.from_numpy(np.concatenate(grids)),
         "items_of": torch.tensor([len(grid) for grid in grids]),

@@ -11,7 +11,8 @@ from typing import Any
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.start import Start
-from loongforge.core.data.contract import SampleSource, SourceRequest, VisualProcessor
+from loongforge.core.data.balance import Balancer, dealt
+from loongforge.core.data.contract import Measured, SampleSource, SourceRequest, VisualProcessor
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
@@ -27,11 +28,18 @@ class Data:
     world: World
     train: SampleSource
     valid: SampleSource | None
+    balancer: Balancer | None = None
+    """Deals the samples of each training step; by position when None."""
 
     @contextmanager
     def loader(self, consumed_samples: int) -> Iterator[Loader]:
         """Micro-batches of this rank, beginning after `consumed_samples`."""
-        with Loader(self.train, self._shape(consumed_samples, self.plan.config.data.num_workers)) as loader:
+        shape = self._shape(consumed_samples, self.plan.config.data.num_workers)
+        steps = None
+        if self.balancer is not None:
+            assert isinstance(self.train, Measured), "open_data has looked"
+            steps = dealt(self.train, self.balancer, shape, self.plan.seq_length)
+        with Loader(self.train, shape, steps) as loader:
             yield loader
 
     def held_out(self) -> Iterator[list[Any]]:
@@ -79,7 +87,20 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
             )
         paths = section.valid_data_path or section.data_path
         valid = source.open()(_request(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
-    return Data(plan=plan, world=world, train=opened, valid=valid)
+    return Data(plan=plan, world=world, train=opened, valid=valid, balancer=_balancer(plan, opened, source.name))
+
+
+def _balancer(plan: Plan, source: SampleSource, name: str) -> Balancer | None:
+    """What `data.balance` names; `DataError` where the source does not know sizes."""
+    chosen = plan.config.data.balance
+    if chosen is None:
+        return None
+    if not isinstance(source, Measured):
+        raise DataError(
+            f"data.balance={chosen}: the source {name!r} does not know the sizes of its samples before it reads them; "
+            "leave data.balance out, or give the source the methods of core.data.contract.Measured."
+        )
+    return plugins.load("balancers", chosen).open()(plan)
 
 
 def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:

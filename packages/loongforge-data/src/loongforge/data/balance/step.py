@@ -1,0 +1,171 @@
+"""What `data.balance` runs: the documents of each training step dealt by what they cost the run's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from loongforge.core.data.balance import Deal
+from loongforge.core.data.contract import Contents
+from loongforge.core.plan.plan import Plan
+from loongforge.data.balance.cost import AnalyticCost
+from loongforge.data.balance.deal import bound
+from loongforge.data.balance.plan import Sync, plan_step
+from loongforge.data.items import ItemError
+
+_NEAR = 1 + 2.0**-13
+"""A step by position that is so near to the bound stays as it is."""
+
+
+class CostModel(Protocol):
+    """What parts of a sample cost, in any one unit; never negative, and equal for equal arguments in every process."""
+
+    def foundation(self, lengths: ArrayLike) -> np.ndarray:
+        """Of documents of `lengths` `[documents]` tokens, float64; 0 for none. Padding costs as one token after the
+        other, and where it is a segment of its own, as that."""
+        ...
+
+    def encoder(self, grids: ArrayLike) -> np.ndarray:
+        """Of images and videos of `grids` `[items, 3]` = (t, h, w) patches, float64."""
+        ...
+
+
+class StepBalancer:
+    """Deals a step so that its ranks finish together, by a cost model; what a balancer of one's own returns.
+
+    Whole sequences change places, or where samples are packed their documents go to other sequences, whichever takes
+    less time; by position where nothing is quicker. Deterministic: see `plan_step`.
+    """
+
+    def __init__(self, plan: Plan, cost: CostModel) -> None:
+        self._cost = cost
+        self._ranks, self._parts, self._rows = plan.layout.dp, plan.num_microbatches, plan.micro_batch_size
+        self._length = plan.seq_length
+        self.sync: Sync = plan.config.data.balance_sync or meeting(plan)
+        """Where ranks wait for each other."""
+        apart = plan.encoder is not None and plan.encoder.mode == "apart"
+        self._separate = self.sync == "micro_batch" or apart
+        self._foundation_share, self._encoder_share = shares(plan)
+
+    def __call__(self, contents: Contents) -> Deal:
+        """Where each document goes, with `balance_before`, `balance_ratio`, `balance_bound` and `balance_moved`."""
+        home = self._by_position(contents)
+        work = self._work(contents)
+        least = sum(bound(column, self._ranks) for column in work.costs.T) + work.floor
+        best, before = home, self._time(home, contents, work)
+        time = before
+        for sequences in self._others(contents, work) if before > least * _NEAR else ():
+            if (other := self._time(sequences, contents, work)) < time:
+                best, time = sequences, other
+        mine = self._parts * self._rows
+        moved = contents.lengths[best // mine != home // mine].sum() / max(1, contents.lengths.sum())
+        mean = float(work.costs.sum()) / self._ranks + work.floor
+        return Deal(
+            sequences=best,
+            numbers={
+                "balance_before": before / least if least else 1.0,
+                "balance_ratio": time / least if least else 1.0,
+                "balance_bound": least / mean if mean else 1.0,
+                "balance_moved": float(moved),
+            },
+        )
+
+    def _by_position(self, contents: Contents) -> np.ndarray:
+        """Sequence of each document as the loader deals samples without a balancer."""
+        place, row = np.divmod(contents.samples, self._rows)
+        part, rank = np.divmod(place, self._ranks)
+        return (rank * self._parts + part) * self._rows + row
+
+    def _work(self, contents: Contents) -> _Work:
+        seen = np.bincount(
+            np.repeat(np.arange(len(contents.items)), contents.items),
+            self._cost.encoder(contents.grids) if len(contents.grids) else np.empty(0),
+            len(contents.items),
+        )
+        columns = [self._above_padding(contents.lengths), seen * self._encoder_share]
+        costs = np.stack(columns, axis=1)
+        if not self._separate or not contents.items.any():
+            costs = costs.sum(axis=1, keepdims=True)
+        floor = self._parts * self._rows * self._length * self._token() * self._foundation_share
+        return _Work(costs=costs, floor=floor)
+
+    def _token(self) -> float:
+        return float(self._cost.foundation([1])[0])
+
+    def _above_padding(self, lengths: np.ndarray) -> np.ndarray:
+        """What a document costs more than the padding that would stand in its place: a rank's shapes are fixed."""
+        whole = self._cost.foundation(lengths) - lengths * self._token()
+        return np.maximum(whole, 0.0) * self._foundation_share
+
+    def _others(self, contents: Contents, work: _Work) -> list[np.ndarray]:
+        """Other deals that fit."""
+        samples, count = contents.samples, self._ranks * self._parts * self._rows
+        room = self._length - np.bincount(samples, contents.lengths, count).astype(np.int64)
+        whole = np.stack([np.bincount(samples, column, count) for column in work.costs.T], axis=1)
+        whole[:, 0] += self._above_padding(room)
+        plan = plan_step(
+            whole, np.ones(count, dtype=np.int64), ranks=self._ranks, micro_batches=self._parts, cap=self._rows,
+            sync=self.sync,
+        )  # fmt: skip
+        order = np.argsort(plan.slots, kind="stable")
+        sequence = np.empty(count, dtype=np.int64)
+        sequence[order] = np.arange(count)  # every slot holds as many samples as it has rows
+        found = [sequence[samples]]
+        if len(samples) > count:
+            try:
+                plan = plan_step(
+                    work.costs, contents.lengths, ranks=self._ranks, micro_batches=self._parts * self._rows,
+                    cap=self._length, sync=self.sync,
+                )  # fmt: skip
+            except ItemError:  # samples that are nearly full: the search finds no packing of its own
+                return found
+            found.append(plan.slots)
+        return found
+
+    def _time(self, sequences: np.ndarray, contents: Contents, work: _Work) -> float:
+        """How long the step takes, in the cost model's unit on the busiest rank."""
+        count = self._ranks * self._parts * self._rows
+        room = self._length - np.bincount(sequences, contents.lengths, count).astype(np.int64)
+        loads = np.stack([np.bincount(sequences, column, count) for column in work.costs.T])
+        loads[0] += self._above_padding(room)
+        loads = loads.reshape(len(loads), self._ranks, self._parts, self._rows).sum(axis=3)
+        if self.sync == "step":
+            loads = loads.sum(axis=2, keepdims=True)
+        return float(loads.max(axis=1).sum()) + work.floor
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    costs: np.ndarray
+    """float64 `[documents, components]`: on the busiest rank of a replica, foundation first, or the sum."""
+    floor: float
+    """What every rank computes in any case: as many positions as its sequences have."""
+
+
+def open_analytic(plan: Plan) -> StepBalancer:
+    """The balancer `analytic`."""
+    return StepBalancer(plan, AnalyticCost(plan))
+
+
+def meeting(plan: Plan) -> Sync:
+    """Where data parallel ranks of this layout wait for each other: in each micro-batch where they share experts, or a
+    block of the encoder inside the forward pass, or count tokens of an expert together; else where a step ends."""
+    layout, encoder, experts = plan.layout, plan.encoder, plan.geometry.experts
+    replica = layout.tp * layout.cp
+    counted = experts is not None and experts.balance_coeff > 0 and experts.load_balancing == "global_aux_loss"
+    shared = encoder is not None and encoder.mode == "inline" and encoder.tp > replica
+    return "micro_batch" if layout.ep * layout.etp > replica or shared or counted else "step"
+
+
+def shares(plan: Plan) -> tuple[float, float]:
+    """What part of a replica's work the busiest of its ranks does: of the foundation, and of the encoder."""
+    layout, encoder = plan.layout, plan.encoder
+    largest = plan.layers_per_chunk * layout.num_chunks / plan.geometry.num_layers
+    across = layout.tp * layout.cp
+    if encoder is None:
+        return largest / across, 0.0
+    ranks = {"inline": across, "ahead": across * layout.pp, "apart": encoder.tp}
+    return largest / across, 1 / ranks[encoder.mode]
