@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +16,13 @@ from loongforge.core.plan.plan import Plan
 from loongforge.data.balance.cost import AnalyticCost
 from loongforge.data.balance.deal import bound
 from loongforge.data.balance.plan import Sync, plan_step
+from loongforge.data.balance.trade import traded
 from loongforge.data.items import ItemError
 
-_NEAR = 1 + 2.0**-13
-"""A step by position that is so near to the bound stays as it is."""
+_NEAR = 1 + 2.0**-10
+"""A step that is so near to the bound is good enough."""
+_FULL = 0.98
+"""Sequences that are fuller are traded between; in others documents find places anew."""
 
 
 class CostModel(Protocol):
@@ -36,8 +41,8 @@ class CostModel(Protocol):
 class StepBalancer:
     """Deals a step so that its ranks finish together, by a cost model; what a balancer of one's own returns.
 
-    Whole sequences change places, or where samples are packed their documents go to other sequences, whichever takes
-    less time; by position where nothing is quicker. Deterministic: see `plan_step`.
+    Whole sequences change places; where samples are packed, their documents go to other sequences. By position where
+    nothing is quicker.
     """
 
     def __init__(self, plan: Plan, cost: CostModel) -> None:
@@ -54,10 +59,9 @@ class StepBalancer:
         """Where each document goes, with `balance_before`, `balance_ratio`, `balance_bound` and `balance_moved`."""
         home = self._by_position(contents)
         work = self._work(contents)
-        least = sum(bound(column, self._ranks) for column in work.costs.T) + work.floor
-        best, before = home, self._time(home, contents, work)
+        least, best, before = work.least, home, self._time(home, contents, work)
         time = before
-        for sequences in self._others(contents, work) if before > least * _NEAR else ():
+        for sequences in self._others(contents, work):
             if (other := self._time(sequences, contents, work)) < time:
                 best, time = sequences, other
         mine = self._parts * self._rows
@@ -90,7 +94,8 @@ class StepBalancer:
         if not self._separate or not contents.items.any():
             costs = costs.sum(axis=1, keepdims=True)
         floor = self._parts * self._rows * self._length * self._token() * self._foundation_share
-        return _Work(costs=costs, floor=floor)
+        least = sum(bound(column, self._ranks) for column in costs.T) + floor
+        return _Work(costs=costs, floor=floor, least=least)
 
     def _token(self) -> float:
         return float(self._cost.foundation([1])[0])
@@ -100,8 +105,10 @@ class StepBalancer:
         whole = self._cost.foundation(lengths) - lengths * self._token()
         return np.maximum(whole, 0.0) * self._foundation_share
 
-    def _others(self, contents: Contents, work: _Work) -> list[np.ndarray]:
-        """Other deals that fit."""
+    def _others(self, contents: Contents, work: _Work) -> Iterator[np.ndarray]:
+        """Other deals that fit, as long as there is something to gain."""
+        if work.enough(self._time(self._by_position(contents), contents, work)):
+            return
         samples, count = contents.samples, self._ranks * self._parts * self._rows
         room = self._length - np.bincount(samples, contents.lengths, count).astype(np.int64)
         whole = np.stack([np.bincount(samples, column, count) for column in work.costs.T], axis=1)
@@ -113,17 +120,35 @@ class StepBalancer:
         order = np.argsort(plan.slots, kind="stable")
         sequence = np.empty(count, dtype=np.int64)
         sequence[order] = np.arange(count)  # every slot holds as many samples as it has rows
-        found = [sequence[samples]]
-        if len(samples) > count:
-            try:
-                plan = plan_step(
+        dealt = sequence[samples]
+        yield dealt
+        if len(samples) == count or work.enough(self._time(dealt, contents, work)):
+            return
+        if contents.lengths.sum() <= _FULL * count * self._length:
+            # A few long documents in a small step: the search may find no packing of its own.
+            with suppress(ItemError):
+                yield plan_step(
                     work.costs, contents.lengths, ranks=self._ranks, micro_batches=self._parts * self._rows,
                     cap=self._length, sync=self.sync,
-                )  # fmt: skip
-            except ItemError:  # samples that are nearly full: the search finds no packing of its own
-                return found
-            found.append(plan.slots)
-        return found
+                ).slots  # fmt: skip
+        yield self._traded(dealt, contents, work)
+
+    def _traded(self, sequences: np.ndarray, contents: Contents, work: _Work) -> np.ndarray:
+        """Documents traded between full sequences of a step, or of each micro-batch where ranks meet in it."""
+        costs, result = work.costs.sum(axis=1), sequences.copy()
+        rank, place = np.divmod(sequences, self._parts * self._rows)
+        groups = [np.arange(len(sequences))]
+        if self.sync == "micro_batch":
+            groups = [np.flatnonzero(place // self._rows == part) for part in range(self._parts)]
+        for part, group in enumerate(groups):
+            first, width = (0, self._parts * self._rows) if self.sync == "step" else (part * self._rows, self._rows)
+            before = rank[group] * width + place[group] - first
+            after = traded(
+                costs[group], contents.lengths[group], before, ranks=self._ranks, parts=width, room=self._length
+            )
+            other, inside = np.divmod(after, width)
+            result[group] = other * self._parts * self._rows + first + inside
+        return result
 
     def _time(self, sequences: np.ndarray, contents: Contents, work: _Work) -> float:
         """How long the step takes, in the cost model's unit on the busiest rank."""
@@ -143,6 +168,12 @@ class _Work:
     """float64 `[documents, components]`: on the busiest rank of a replica, foundation first, or the sum."""
     floor: float
     """What every rank computes in any case: as many positions as its sequences have."""
+    least: float
+    """What the step takes at least."""
+
+    def enough(self, time: float) -> bool:
+        """Whether a deal is as good as can be."""
+        return time <= self.least * _NEAR
 
 
 def open_analytic(plan: Plan) -> StepBalancer:
