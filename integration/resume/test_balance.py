@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from loongforge.core.data.balance import Deal
+
 TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + ':' + message.content + '<|im_end|>' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"""
@@ -65,3 +67,17 @@ def test_resumed_in_the_middle_with_other_ranks(untied: Any, chat: list[str], tm
         worst = max(abs(one - two) / one for one, two in pairs)
         print(f"worst relative difference {worst:.1e}")
         assert worst < TOLERANCE
+
+
+def test_a_rank_that_deals_otherwise_stops_all(untied: Any, chat: list[str], tmp_path: Path) -> None:
+    """Before the first step is trained."""
+
+    def stray(worker: Any) -> None:
+        from loongforge.data.balance.step import StepBalancer
+
+        if worker.rank == 1:
+            StepBalancer.__call__ = lambda self, contents: Deal(sequences=self._by_position(contents)[::-1].copy())
+
+    error = untied.refused(tmp_path / "run", [*chat, "--balance", "analytic", "--no-packing"], 2, before=stray)
+    assert "ranks [1] have dealt the samples of step 1 otherwise than rank 0" in error
+    assert "give every node the same files and the same versions" in error
