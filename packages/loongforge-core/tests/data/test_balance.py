@@ -138,7 +138,9 @@ def test_ranks_that_read_other_sizes_have_other_digests() -> None:
     assert here.digest == next(dealt(Letters(), backwards, shape(dp_rank=1), LENGTH)).digest
     assert here.digest != there.digest
     agreeing: Any = SimpleNamespace(gather=lambda digest: [digest, digest])
-    require_one_deal(here, agreeing, 7)
+    require_one_deal(here, agreeing, 7, 7)
     split: Any = SimpleNamespace(gather=lambda digest: [digest, there.digest])
     with pytest.raises(DataError, match=r"ranks \[1\] have dealt the samples of step 8 otherwise than rank 0"):
-        require_one_deal(here, split, 7)
+        require_one_deal(here, split, 7, 7)
+    require_one_deal(here, split, 8, 7)  # not yet looked at
+    require_one_deal(None, split, 7, 7)

@@ -49,7 +49,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
     from loongforge.core.checkpoint.save import Saver
     from loongforge.core.checkpoint.sources import fresh_components
     from loongforge.core.checkpoint.start import find_start
-    from loongforge.core.data.balance import CHECK_INTERVAL, require_one_deal
+    from loongforge.core.data.balance import require_one_deal
     from loongforge.core.data.open import open_data
     from loongforge.core.megatron.groups import join
     from loongforge.core.model.build import build_model
@@ -81,8 +81,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
             for step in range(start.step, plan.train_iters):
                 began, waited = time.perf_counter(), loader.waited
                 micro_batches = loader.step()
-                if loader.deal is not None and (step - start.step) % CHECK_INTERVAL == 0:
-                    require_one_deal(loader.deal, world, step)
+                require_one_deal(loader.deal, world, step, start.step)
                 result = train_step(plan, world, training, micro_batches, step)
                 platform.synchronize()
                 seconds = time.perf_counter() - began

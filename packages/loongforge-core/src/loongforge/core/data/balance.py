@@ -86,8 +86,13 @@ def dealt(source: Measured, balancer: Balancer, shape: LoaderShape, seq_length: 
         )
 
 
-def require_one_deal(deal: DealtStep, world: World, step: int) -> None:
-    """Raise the same `DataError` on all ranks when they have dealt step number `step` unequally. Collective."""
+def require_one_deal(deal: DealtStep | None, world: World, step: int, start: int) -> None:
+    """Raise the same `DataError` on all ranks when they have dealt step number `step` unequally.
+
+    Looks at every `CHECK_INTERVAL`-th step from step number `start` on, which is collective; None is by position.
+    """
+    if deal is None or (step - start) % CHECK_INTERVAL:
+        return
     digests = world.gather(deal.digest)
     strangers = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if strangers:
