@@ -48,6 +48,13 @@ def parse_paths(paths: tuple[str, ...]) -> list[PathGroup]:
     return groups
 
 
+def told_epochs(paths: list[PathGroup], epochs: list[float]) -> float | dict[str, float]:
+    """Epochs for a report: one number, or one of every corpus by its path."""
+    if len(paths) == 1:
+        return round(epochs[0], 3)
+    return {group.paths[0]: round(count, 3) for group, count in zip(paths, epochs, strict=True)}
+
+
 class Blend:
     """Which corpus gives sample `i`, and how many it gave before: a fixed pattern of `PERIOD` samples, repeated.
 
@@ -67,6 +74,12 @@ class Blend:
         period, place = divmod(index, PERIOD)
         owner = int(self._owner[place])
         return owner, period * int(self._quota[owner]) + int(self._rank[place])
+
+    def drawn(self, samples: int) -> list[int]:
+        """How many of the first `samples` each corpus gives."""
+        periods, rest = divmod(samples, PERIOD)
+        begun = np.bincount(self._owner[:rest], minlength=len(self._quota))
+        return (periods * self._quota + begun).tolist()
 
 
 def _apportion(weights: list[float]) -> np.ndarray:

@@ -121,9 +121,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_chat(arguments: argparse.Namespace, path: Path) -> int:
-    from loongforge.data.conversations import ChatRules, conversation_of
+    from loongforge.data.conversations import ChatRules, text_conversation
     from loongforge.data.rows import BadRows, parse_row, read_lines
-    from loongforge.data.turns import TurnFinder
 
     rules = ChatRules(
         choice=_choice(arguments),
@@ -133,15 +132,15 @@ def _inspect_chat(arguments: argparse.Namespace, path: Path) -> int:
         overlong="error",
         seq_length=0,
     )
-    finder, bad, rows = TurnFinder(*rules.open()), BadRows(), 0
+    finder, bad, rows = rules.finder(), BadRows(), 0
     for number, line in read_lines(path, bad):
         rows += 1
         if rows != arguments.row:
             continue
         try:
-            messages, tools = conversation_of(parse_row(line), arguments.messages_field)
-            text, spans = finder.spans(messages, tools)
-            encoded = finder.encode(messages, tools)
+            said = text_conversation(parse_row(line), messages_field=arguments.messages_field)
+            text, spans = finder.spans(said.messages, said.tools)
+            encoded = finder.encode(said.messages, said.tools)
         except ValueError as error:
             raise DataError(f"{path}:{number}: {error}") from error
         for start, end in reversed(spans):

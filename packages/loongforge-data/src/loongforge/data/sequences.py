@@ -62,6 +62,11 @@ class Order:
         """Sequences of one epoch of all corpora."""
         return sum(len(group) for group in self._groups)
 
+    def epochs(self) -> list[float]:
+        """How often the samples asked for go through each corpus."""
+        drawn = self._blend.drawn(self._request.num_samples)
+        return [count / len(group) for count, group in zip(drawn, self._groups, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class Filled:

@@ -17,7 +17,8 @@ from typing import Any
 from loongforge.core.errors import DataError
 from loongforge.data.indexed import IndexedWriter
 from loongforge.data.progress import progress
-from loongforge.data.rows import BadRows, parse_row, read_lines, text_of
+from loongforge.data.row_files import read_rows
+from loongforge.data.rows import BadRows, parse_row, text_of
 from loongforge.data.tokenizer import HFTokenizer, NullTokenizer, open_tokenizer
 
 BATCH_ROWS = 256
@@ -47,8 +48,6 @@ class Documents:
 
     tokens: list[list[int]]
     bad: list[tuple[int, str]]
-    size: int
-    """Bytes of the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +77,7 @@ class TextEncoder:
             except ValueError as error:
                 bad.append((number, str(error)))
         tokens = [] if bad else self.encode(texts, [number for number, _ in rows], bad)
-        return Documents(tokens=tokens, bad=bad, size=sum(len(line) for _, line in rows))
+        return Documents(tokens=tokens, bad=bad)
 
     def encode(self, texts: list[str], lines: list[int], bad: list[tuple[int, str]]) -> list[list[int]]:
         """Tokens per text, with the end token when asked for; a text without any token is bad."""
@@ -106,7 +105,7 @@ class TextEncoder:
 def write_documents(
     paths: Sequence[Path], prefix: str, choice: TokenizerChoice, *, field: str, append_eod: bool, workers: int
 ) -> Written:
-    """Tokenise `.jsonl` (one document per row) and `.txt` (one document) files, in order, into `prefix.bin/.idx`.
+    """Tokenise files of rows (one document each) and `.txt` files (one document), in order, into `prefix.bin/.idx`.
 
     `workers` 0 stays in this process (tokenizers use threads of their own). `DataError` names bad rows by file and
     line; nothing is left behind then.
@@ -120,11 +119,11 @@ def write_documents(
             else:
                 arguments = (choice, field, append_eod, not workers)
                 with progress(f"tokenising {path.name}", os.path.getsize(path)) as advance:
-                    for answer in in_order(TextEncoder, arguments, batched(read_lines(path, bad)), workers):
+                    rows = read_rows(path, bad, advance, [field])
+                    for answer in in_order(TextEncoder, arguments, batched(rows), workers):
                         for number, reason in answer.bad:
                             bad.add(path, number, reason)
                         writer.add(answer.tokens)
-                        advance(answer.size)
             bad.check()
             if writer.documents == before:
                 raise DataError(f"{path} holds no row.")
@@ -132,7 +131,7 @@ def write_documents(
     return Written(documents=writer.documents, tokens=writer.tokens)
 
 
-def batched(rows: Iterable[tuple[int, bytes]]) -> Iterator[Rows]:
+def batched[T](rows: Iterable[T]) -> Iterator[list[T]]:
     """Rows in batches of BATCH_ROWS."""
     iterator = iter(rows)
     while batch := list(islice(iterator, BATCH_ROWS)):

@@ -11,6 +11,7 @@ from typing import Any
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.start import Start
+from loongforge.core.config.template_arguments import template_arguments
 from loongforge.core.data.contract import SampleSource, SourceRequest, VisualProcessor
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.data.source import source_of
@@ -99,10 +100,13 @@ def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_sa
         tokenizer_path=tokenizer_directory(plan),
         tokenizer_type=tokenizer.tokenizer_type,
         chat_template=tokenizer.chat_template,
+        chat_template_kwargs=template_arguments(tokenizer.chat_template_kwargs),
         cache=_cache(plan, paths),
         text_field=section.text_field,
         messages_field=section.messages_field,
+        data_format=section.data_format,
         train_on_prompt=section.train_on_prompt,
+        history_mask_loss=section.history_mask_loss,
         overlong=section.overlong,
         loss_mask_eod=section.loss_mask_eod,
         is_builder=world.local_rank == 0,
