@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,32 @@ _FILE_MAGIC = b"ARROW1"
 def read_arrow(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row numbers (from 1) and rows, as `read_parquet` gives them; `DataError` likewise."""
     with _opened(path) as (schema, batches):
-        for column in columns or ():
-            if column not in schema.names:
-                raise DataError(f"{path}: no column {column!r}; there are {', '.join(map(repr, schema.names))}.")
-        yield from numbered(batch if columns is None else batch.select(list(columns)) for batch in batches)
+        yield from numbered(_chosen(path, schema, batches, columns))
+
+
+def count_batches(path: str | Path) -> int:
+    """Record batches of an Arrow file; `DataError` as `read_arrow`."""
+    with _opened(path) as (_, batches):
+        return sum(1 for _ in batches)
+
+
+def read_batches(path: str | Path, first: int, last: int, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_arrow`, of the record batches `first` to `last - 1`, whose rows are counted from 1."""
+    with _opened(path) as (schema, batches):
+        yield from numbered(_chosen(path, schema, islice(batches, first, last), columns))
 
 
 def count_arrow(path: str | Path) -> int:
     """Rows of an Arrow file; `DataError` as `read_arrow`."""
     with _opened(path) as (_, batches):
         return sum(batch.num_rows for batch in batches)
+
+
+def _chosen(path: str | Path, schema: Any, batches: Iterator[Any], columns: Sequence[str] | None) -> Iterator[Any]:
+    for column in columns or ():
+        if column not in schema.names:
+            raise DataError(f"{path}: no column {column!r}; there are {', '.join(map(repr, schema.names))}.")
+    return (batch if columns is None else batch.select(list(columns)) for batch in batches)
 
 
 @contextmanager

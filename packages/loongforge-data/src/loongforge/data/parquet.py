@@ -21,19 +21,25 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> Iter
     when it has no such column, or when pyarrow is absent.
     """
     with _opened(path) as file:
-        names = list(file.schema_arrow.names)
-        for column in columns or ():
-            if column not in names:
-                raise DataError(f"{path}: no column {column!r}; there are {', '.join(map(repr, names)) or 'none'}.")
-        chosen = None if columns is None else list(columns)
-        # One thread, for rows are tokenised elsewhere meanwhile, and none is left behind in a process that forks.
-        yield from numbered(file.iter_batches(_BATCH_ROWS, columns=chosen, use_threads=False))
+        yield from numbered(_batches(path, file, columns))
 
 
 def count_rows(path: str | Path) -> int:
     """Rows of a Parquet file, from its end alone; `DataError` as `read_parquet`."""
     with _opened(path) as file:
         return file.metadata.num_rows
+
+
+def count_groups(path: str | Path) -> int:
+    """Row groups of a Parquet file, which can be read apart; `DataError` as `read_parquet`."""
+    with _opened(path) as file:
+        return file.metadata.num_row_groups
+
+
+def read_group(path: str | Path, group: int, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_parquet`, of one row group, whose rows are counted from 1."""
+    with _opened(path) as file:
+        yield from numbered(_batches(path, file, columns, row_groups=[group]))
 
 
 def numbered(batches: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -43,6 +49,16 @@ def numbered(batches: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in batch.to_pylist():
             number += 1
             yield number, {name: _filled(value) for name, value in row.items()}
+
+
+def _batches(path: str | Path, file: Any, columns: Sequence[str] | None, **options: Any) -> Iterator[Any]:
+    names = list(file.schema_arrow.names)
+    for column in columns or ():
+        if column not in names:
+            raise DataError(f"{path}: no column {column!r}; there are {', '.join(map(repr, names)) or 'none'}.")
+    chosen = None if columns is None else list(columns)
+    # One thread, for rows are tokenised elsewhere meanwhile, and none is left behind in a process that forks.
+    return file.iter_batches(_BATCH_ROWS, columns=chosen, use_threads=False, **options)
 
 
 @contextmanager

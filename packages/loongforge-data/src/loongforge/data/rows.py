@@ -39,6 +39,11 @@ class BadRows:
         if len(self._found) == SHOWN:
             raise DataError("\n".join([*self._found, f"Stopped after {SHOWN} bad rows."]))
 
+    @property
+    def sound(self) -> bool:
+        """Whether no row was bad so far."""
+        return not self._found
+
     def check(self) -> None:
         """Raise `DataError` with what was collected, if anything."""
         if self._found:

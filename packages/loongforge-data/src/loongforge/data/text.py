@@ -13,11 +13,14 @@ from loongforge.core.data.contract import Sample, SourceRequest
 from loongforge.core.errors import DataError
 from loongforge.data.blend import Blend, PathGroup, parse_paths, split_range, told_epochs
 from loongforge.data.corpus import Corpus, Windows
+from loongforge.data.documents import write_documents
+from loongforge.data.engine import Local
 from loongforge.data.indexed import IndexedFile
 from loongforge.data.once import build_once
+from loongforge.data.parts import TEXT_SUFFIXES, TextRules
 from loongforge.data.permute import derive_key
-from loongforge.data.row_files import ROWS, row_files, stamps
-from loongforge.data.tokenise import TokenizerChoice, spare_workers, write_documents
+from loongforge.data.row_files import row_files, stamps
+from loongforge.data.tokenise import TokenizerChoice, spare_workers
 
 
 class TextSource:
@@ -114,7 +117,7 @@ def _choice(request: SourceRequest) -> TokenizerChoice:
 def _indexed(path: str, request: SourceRequest) -> IndexedFile:
     """The `.bin/.idx` pair of a path, tokenised into the cache first when it is text or rows."""
     file = Path(path)
-    if file.suffix not in (*ROWS, ".txt") and (not file.is_dir() or Path(f"{path}.idx").exists()):
+    if file.suffix not in TEXT_SUFFIXES and (not file.is_dir() or Path(f"{path}.idx").exists()):
         return IndexedFile(path)
     if file.suffix == ".txt" and not file.is_file():
         raise DataError(f"no file {file}.")
@@ -125,8 +128,8 @@ def _indexed(path: str, request: SourceRequest) -> IndexedFile:
     prefix = request.cache / f"{file.stem}-{key}"
 
     def build() -> None:
-        workers = max(spare_workers(one) for one in files)
-        write_documents(files, str(prefix), choice, field=request.text_field, append_eod=True, workers=workers)
+        rules = TextRules(choice=choice, fields=(request.text_field,), append_eod=True)
+        write_documents(files, [str(prefix)], rules, Local(workers=max(spare_workers(one) for one in files)))
 
     build_once(prefix.with_name(prefix.name + ".idx"), build, is_builder=request.is_builder, barrier=request.barrier)
     return IndexedFile(str(prefix))

@@ -14,6 +14,7 @@ from loongforge.core.checkpoint.start import Start
 from loongforge.core.config.template_arguments import template_arguments
 from loongforge.core.data.contract import SampleSource, SourceRequest, VisualProcessor
 from loongforge.core.data.loader import Loader, LoaderShape
+from loongforge.core.data.paths import without_weights
 from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
 from loongforge.core.megatron.groups import World
@@ -164,5 +165,5 @@ def _cache(plan: Plan, paths: tuple[str, ...]) -> Path:
         return Path(section.data_cache_path)
     if save:
         return Path(save) / "data_cache"
-    files = [Path(path) for path in paths if not path.replace(".", "", 1).isdigit()]
-    return (files[0].parent if files else Path()) / ".loongforge_cache"
+    files = without_weights(paths)
+    return (Path(files[0]).parent if files else Path()) / ".loongforge_cache"
