@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +13,13 @@ from loongforge.core.errors import DataError
 from loongforge.data.conversations import ChatEncoder, ChatRules
 from loongforge.data.engine import Engine
 from loongforge.data.media import Medium, measure
-from loongforge.data.parquet import read_parquet
-from loongforge.data.parts import ROW_SUFFIXES
 from loongforge.data.progress import progress
-from loongforge.data.rows import parse_row, text_of
-from loongforge.data.shards import ShardSample, read_index, shards_of
-from loongforge.data.tokenise import BATCH_ROWS
-from loongforge.data.visual_encode import Place, VisualEncoder, VisualRules
+from loongforge.data.row_files import TABLES, read_rows
+from loongforge.data.rows import BadRows, Place, parse_row, text_of
+from loongforge.data.shards import ShardSample, read_index
+from loongforge.data.tokenise import batched
+from loongforge.data.visual_encode import VisualEncoder, VisualRules
+from loongforge.data.visual_file import sources
 from loongforge.data.visual_rows import RowReader, VisualRow
 
 ENDLESS = 1 << 40
@@ -100,15 +98,15 @@ Item = tuple[Place, bytes | ShardSample | str]
 
 
 def survey(paths: Sequence[Path], rules: SurveyRules, engine: Engine) -> Survey:
-    """Look at every row of `.jsonl`, `.json` and `.parquet` files, `.tar` shards and folders of them.
+    """Look at every row of files of rows, `.tar` shards and folders of either.
 
     What is wrong is named and does not end the survey. `DataError` for a path that is absent or of another kind.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in sources(str(path))]
     found = Survey()
     with progress(f"looking at {paths[0].name}", sum(os.path.getsize(file) for file in files)) as advance:
         items = (item for file in files for item in _items(file))
-        for answers in engine.map(Surveyor, (rules,), _batched(items)):
+        for answers in engine.map(Surveyor, (rules,), batched(items)):
             for row in answers:
                 found.add(row)
             advance(sum(row.size for row in answers))
@@ -158,7 +156,8 @@ class Surveyor:
         if isinstance(source, ShardSample):
             return self._conversation(place, self._reader.sample(source), source)
         content = parse_row(source)
-        if self._rules.messages_field not in content and self._rules.text_field in content:
+        conversation = (self._rules.messages_field, "conversations", "instruction")
+        if content.get(self._rules.text_field) and not any(content.get(name) for name in conversation):
             text = text_of(content, self._rules.text_field)
             length = None if self._tokenizer is None else len(self._tokenizer.encode(text))
             return SurveyedRow(place=place, text_bytes=len(text.encode()), length=length)
@@ -192,11 +191,11 @@ class Surveyor:
             lengths = [one.length for one in answer.kept]
             grids = tuple(item.grid for one in answer.kept for item in one.items)
         elif self._chat is not None and not media and isinstance(source, bytes):
-            answer, grids = self._chat([(0, source)]), ()
+            answer, grids = self._chat([(place, source)]), ()
             lengths = [len(one.tokens) for one in answer.kept]
         else:
             return None, ()
-        for _, reason in (*answer.bad, *answer.dropped):
+        for reason in (*(reason for _, reason in answer.bad), *(note.rule for note in answer.notes)):
             raise ValueError(reason)
         return sum(lengths), grids
 
@@ -222,18 +221,6 @@ def _text(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir() or path.suffix == ".tar":
-        return shards_of(path)
-    if path.suffix not in (*ROW_SUFFIXES, ".parquet"):
-        raise DataError(
-            f"{path}: .jsonl and .parquet files, .tar shards, folders of shards and .bin/.idx pairs are read."
-        )
-    if not path.is_file():
-        raise DataError(f"no file {path}.")
-    return [path]
-
-
 def _items(path: Path) -> Iterator[Item]:
     place: int | str = 0
     try:
@@ -241,9 +228,9 @@ def _items(path: Path) -> Iterator[Item]:
             for sample in read_index(path):
                 place = sample.key
                 yield Place(str(path), sample.key), sample
-        elif path.suffix == ".parquet":
-            for place, row in read_parquet(path):
-                yield Place(str(path), place), json.dumps(row, ensure_ascii=False, default=str).encode()
+        elif path.suffix in TABLES:
+            for place, line in read_rows(path, BadRows()):
+                yield Place(str(path), place), line
         else:
             with open(path, "rb") as stream:
                 for place, line in enumerate(stream, start=1):
@@ -251,9 +238,3 @@ def _items(path: Path) -> Iterator[Item]:
                         yield Place(str(path), place), line
     except DataError as error:
         yield Place(str(path), f"after {place}"), str(error)
-
-
-def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch

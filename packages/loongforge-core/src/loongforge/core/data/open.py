@@ -102,7 +102,7 @@ def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_sa
         tokenizer_type=tokenizer.tokenizer_type,
         chat_template=tokenizer.chat_template,
         chat_template_kwargs=template_arguments(tokenizer.chat_template_kwargs),
-        cache=_cache(plan, paths),
+        cache=cache_directory(plan, paths),
         text_field=section.text_field,
         messages_field=section.messages_field,
         data_format=section.data_format,
@@ -159,7 +159,8 @@ def tokenizer_directory(plan: Plan) -> str | None:
     return load if load and any((Path(load) / file).is_file() for file in files) else None
 
 
-def _cache(plan: Plan, paths: tuple[str, ...]) -> Path:
+def cache_directory(plan: Plan, paths: tuple[str, ...]) -> Path:
+    """Where what is derived from `paths` is kept: as given, or in the directory of the run, or beside the first."""
     section, save = plan.config.data, plan.config.checkpoint.save
     if section.data_cache_path:
         return Path(section.data_cache_path)

@@ -253,7 +253,6 @@ def _rules(arguments: argparse.Namespace, plan: Plan | None) -> SurveyRules:
 def _shown(arguments: argparse.Namespace, path: Path, rules: SurveyRules) -> list[str]:
     """One conversation of a `.jsonl` or `.parquet` file as the model sees it."""
     from loongforge.data.survey import nth_row
-    from loongforge.data.turns import TurnFinder
 
     row = arguments.row or 1
     if rules.chat is None or rules.processor is not None or path.is_dir() or path.suffix == ".tar":
@@ -262,17 +261,15 @@ def _shown(arguments: argparse.Namespace, path: Path, rules: SurveyRules) -> lis
         return []
     place, content, rows = nth_row(path, row)
     _require_row(row, rows)
-    from loongforge.data.conversations import conversation_of
+    from loongforge.data.conversations import text_conversation
     from loongforge.data.rows import parse_row
 
     try:
         parsed = parse_row(content or b"")
-        if arguments.messages_field not in parsed:
-            return []
-        messages, tools = conversation_of(parsed, arguments.messages_field)
-        finder = TurnFinder(*rules.chat.open())
-        text, spans = finder.spans(messages, tools)
-        encoded = finder.encode(messages, tools)
+        said = text_conversation(parsed, messages_field=arguments.messages_field)
+        finder = rules.chat.finder()
+        text, spans = finder.spans(said.messages, said.tools)
+        encoded = finder.encode(said.messages, said.tools)
     except ValueError as error:
         if arguments.row is None:  # not asked for; the survey names it
             return []
