@@ -27,7 +27,9 @@ def count_batches(path: str | Path) -> int:
         return sum(1 for _ in batches)
 
 
-def read_batches(path: str | Path, first: int, last: int, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_batches(
+    path: str | Path, first: int, last: int, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `read_arrow`, of the record batches `first` to `last - 1`, whose rows are counted from 1."""
     with _opened(path) as (schema, batches):
         yield from numbered(_chosen(path, schema, islice(batches, first, last), columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -133,12 +134,19 @@ class Surveyor:
         self._reader = RowReader(
             messages_field=rules.messages_field, texts={"image": "", "video": "", "audio": ""}, marks=()
         )
-        chat, processor = rules.chat, rules.processor
-        self._chat = None if chat is None else ChatEncoder(chat)
-        self._tokenizer = None if chat is None else chat.open()[0]
-        self._visual = None
-        if chat is not None and processor is not None:
-            self._visual = VisualEncoder(VisualRules(chat=chat, processor=processor, folder=rules.folder))
+        self._tokenizer = None if rules.chat is None else rules.chat.choice.open()
+
+    @cached_property
+    def _chat(self) -> ChatEncoder | None:
+        """Made for the first conversation: documents need no chat template."""
+        return None if self._rules.chat is None else ChatEncoder(self._rules.chat)
+
+    @cached_property
+    def _visual(self) -> VisualEncoder | None:
+        chat, processor = self._rules.chat, self._rules.processor
+        if chat is None or processor is None:
+            return None
+        return VisualEncoder(VisualRules(chat=chat, processor=processor, folder=self._rules.folder))
 
     def __call__(self, items: list[Item]) -> list[SurveyedRow]:
         """One answer for every item, bad ones with the reason."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from loongforge.core.checkpoint.start import Start
-from loongforge.core.data.open import Data, cache_directory, open_data
+from loongforge.core.data.contract import SourceRequest
+from loongforge.core.data.open import Data, cache_directory, open_data, request_of
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
 
@@ -22,6 +23,12 @@ class _Alone:
 
     def barrier(self) -> None:
         """Nobody else is there."""
+
+
+def request_ahead(plan: Plan) -> SourceRequest:
+    """What the source of a planned run is told about its training data."""
+    samples = plan.train_iters * plan.global_batch_size
+    return request_of(plan, cast(World, _Alone()), "train", plan.config.data.data_path, samples)
 
 
 def open_ahead(plan: Plan) -> tuple[Data, list[Path]]:

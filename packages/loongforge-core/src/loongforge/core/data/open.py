@@ -71,7 +71,7 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
     train, section = plan.config.train, plan.config.data
     source = source_of(plan.config)
     needed = start.consumed_samples + max(0, plan.train_iters - start.step) * plan.global_batch_size
-    opened = source.open()(_request(plan, world, "train", section.data_path, needed))
+    opened = source.open()(request_of(plan, world, "train", section.data_path, needed))
     valid = None
     if train.eval_iters:
         if not section.valid_data_path and section.split is None and source.name != "mock":
@@ -80,11 +80,12 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
                 "--split 969,30,1, or set eval_iters to 0."
             )
         paths = section.valid_data_path or section.data_path
-        valid = source.open()(_request(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
+        valid = source.open()(request_of(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
     return Data(plan=plan, world=world, train=opened, valid=valid)
 
 
-def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:
+def request_of(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:
+    """What a source is told for `train` or `valid`; samples depend on nothing else."""
     section, train, tokenizer = plan.config.data, plan.config.train, plan.config.tokenizer
     separate = part != "train" and bool(section.valid_data_path)
     return SourceRequest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ def add_parser(verbs: Any) -> None:
     parser = subcommand(verbs, "inspect", does=_DOES, examples=_EXAMPLES, help="say what files hold")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, folders of shards, or one prefix of .bin/.idx")
     parser.add_argument("--row", type=int, metavar="N", help="document or row to show, from 1 (default 1)")
-    parser.add_argument("--messages-field", default="messages", metavar="FIELD")
-    parser.add_argument("--text-field", default="text", metavar="FIELD")
+    parser.add_argument("--messages-field", metavar="FIELD", help="list of messages (default messages)")
+    parser.add_argument("--text-field", metavar="FIELD", help="text of a document (default text)")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template that replaces the tokenizer's own")
     parser.add_argument("--seq-length", type=int, metavar="N", help="say how full packed sequences of N would be")
     parser.add_argument(
@@ -207,47 +207,45 @@ def _costs(found: Survey, lengths: np.ndarray, plan: Plan | None) -> tuple[np.nd
 
 def _plan(arguments: argparse.Namespace) -> Plan | None:
     """The plan of the model that is named, on one rank; None without one."""
-    given = [(f"--{name.replace('_', '-')}", getattr(arguments, name)) for name in _MODEL]
-    words = [word for flag, value in given if value for word in (flag, value)]
-    if not words:
+    if not any(getattr(arguments, name) for name in _MODEL):
         return None
     from loongforge.core.config import resolve
     from loongforge.core.plan import Plan
 
-    length = ["--seq-length", str(arguments.seq_length)] if arguments.seq_length else []
-    tokenizer = ["--hf-tokenizer-path", arguments.hf_tokenizer_path] if arguments.hf_tokenizer_path else []
-    return Plan.of(resolve.resolve([*words, "--train-iters", "1", *length, *tokenizer, *arguments.rest]), 1)
+    told = (*_MODEL, "seq_length", "hf_tokenizer_path", "chat_template", "messages_field", "text_field")
+    given = [(f"--{name.replace('_', '-')}", getattr(arguments, name)) for name in told]
+    words = [str(word) for flag, value in given if value is not None for word in (flag, value)]
+    return Plan.of(resolve.resolve(["--train-iters", "1", *words, *arguments.rest]), 1)
 
 
 def _rules(arguments: argparse.Namespace, plan: Plan | None) -> SurveyRules:
-    from loongforge.data.conversations import ChatRules
+    """How rows are read: as the run of a plan would, or as far as a tokenizer goes."""
+    from loongforge.data.conversations import ChatRules, chat_rules
     from loongforge.data.survey import ENDLESS, SurveyRules
-    from loongforge.data.tokenise import TokenizerChoice
 
-    processor = None
-    if plan is None:
-        choice = choice_of(arguments) if arguments.hf_tokenizer_path else None
-    else:
-        from loongforge.core.data.open import tokenizer_directory, visual_processor
-
-        processor, directory = visual_processor(plan), tokenizer_directory(plan)
-        choice = directory and TokenizerChoice(path=directory, kind=None, vocab_size=plan.geometry.vocab_size)
     first = Path(arguments.paths[0])
-    chat = choice and ChatRules(
-        choice=choice,
+    rules = SurveyRules(
+        messages_field=arguments.messages_field or "messages",
+        text_field=arguments.text_field or "text",
+        folder=first if first.is_dir() else first.parent,
+    )
+    if plan is not None:
+        from loongforge.core.data.ahead import request_ahead
+
+        request = request_ahead(plan)
+        chat = replace(chat_rules(request), overlong="drop", seq_length=ENDLESS)
+        return replace(rules, chat=chat if request.tokenizer_path else None, processor=request.visual)
+    if arguments.hf_tokenizer_path is None and arguments.tokenizer_type is None:
+        return rules
+    chat = ChatRules(
+        choice=choice_of(arguments),
         template_file=arguments.chat_template,
-        messages_field=arguments.messages_field,
+        messages_field=rules.messages_field,
         train_on_prompt=False,
         overlong="drop",
         seq_length=ENDLESS,
     )
-    return SurveyRules(
-        messages_field=arguments.messages_field,
-        text_field=arguments.text_field,
-        chat=chat or None,
-        processor=processor,
-        folder=first if first.is_dir() else first.parent,
-    )
+    return replace(rules, chat=chat)
 
 
 def _shown(arguments: argparse.Namespace, path: Path, rules: SurveyRules) -> list[str]:
@@ -266,7 +264,7 @@ def _shown(arguments: argparse.Namespace, path: Path, rules: SurveyRules) -> lis
 
     try:
         parsed = parse_row(content or b"")
-        said = text_conversation(parsed, messages_field=arguments.messages_field)
+        said = text_conversation(parsed, messages_field=rules.messages_field)
         finder = rules.chat.finder()
         text, spans = finder.spans(said.messages, said.tools)
         encoded = finder.encode(said.messages, said.tools)
