@@ -116,16 +116,20 @@ def test_one_key_under_an_output_prefix_is_named_as_megatron_does(
     assert left_in(tmp_path) == {"corpus.jsonl", "my_text_document.bin", "my_text_document.idx"}
 
 
-def test_parquet_gives_what_jsonl_gives(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Row groups of 7, the other columns never read, in worker processes too."""
+def test_parquet_and_arrow_give_what_jsonl_gives(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Row groups and record batches of 7, in worker processes too; a directory of files of rows."""
     table = pyarrow.Table.from_pylist([{"id": n, **row} for n, row in enumerate(ROWS)])
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=7)
     flags = ["--hf-tokenizer-path", str(tokenizer_dir), "--json-keys", "other", "text"]
-    other = tmp_path / "rows.parquet"
-    for name, path, workers in (("a", corpus, "0"), ("b", other, "0"), ("c", other, "2")):
+    (tmp_path / "saved").mkdir()
+    with pyarrow.ipc.new_stream(str(tmp_path / "saved/data.arrow"), table.schema) as stream:
+        stream.write_table(table, max_chunksize=7)
+    (tmp_path / "saved/state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    other, saved = tmp_path / "rows.parquet", tmp_path / "saved"
+    for name, path, workers in (("a", corpus, "0"), ("b", other, "0"), ("c", other, "2"), ("d", saved, "2")):
         command(["preprocess", str(path), "--output", str(tmp_path / name), "--workers", workers, *flags])
     for suffix in ("text_document.bin", "text_document.idx", "other_document.bin", "other_document.idx"):
-        assert len({(tmp_path / f"{name}_{suffix}").read_bytes() for name in "abc"}) == 1
+        assert len({(tmp_path / f"{name}_{suffix}").read_bytes() for name in "abcd"}) == 1
     with pytest.raises(DataError, match=r"rows.parquet: no column 'body'; there are 'id', 'text', 'other'"):
         command(["preprocess", str(other), "--output", str(tmp_path / "d"), *flags[:2], "--json-keys", "body"])
 
@@ -266,7 +270,7 @@ def test_two_writers_of_one_output_are_refused(corpus: Path, tokenizer_dir: Path
     [
         (["nowhere.jsonl", "--output", "x"], "no file nowhere"),
         (["--output", "x"], "no input"),
-        (["a.csv", "--output", "x"], "a.csv: .jsonl, .json, .parquet and .txt files"),
+        (["a.csv", "--output", "x"], "a.csv: .jsonl, .json, .parquet, .arrow and .txt files"),
         (["a.txt", "--output", "x", "--json-keys", "a", "b"], "one text without keys"),
         (["a.jsonl", "--output", "x", "--json-keys", "a", "a"], "a key comes twice"),
         (["a.jsonl", "--output", "x", "--split", "a"], "three shares"),

@@ -16,7 +16,7 @@ from loongforge.data.conversations import ChatRules, ConversationFile, chat_rule
 from loongforge.data.once import build_once
 from loongforge.data.pack import Packs
 from loongforge.data.row_files import row_files, stamps
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings
+from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings
 from loongforge.data.tokenise import spare_workers
 
 _FORMAT = 2
@@ -27,8 +27,8 @@ class Conversations:
     """Conversations `first` to `last - 1` of some files, one after the other."""
 
     def __init__(self, files: list[ConversationFile], first: int, last: int) -> None:
-        self._files = files
-        self._first = first
+        self.files = files
+        self.first = first
         self._borders = np.cumsum([0, *(len(file) for file in files)])
         lengths = np.concatenate([np.diff(file.offsets) for file in files])
         self.lengths: np.ndarray = lengths[first:last]
@@ -39,8 +39,8 @@ class Conversations:
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and assistant mask of one conversation."""
-        file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
-        return self._files[file].read(number + self._first - int(self._borders[file]))
+        file = int(np.searchsorted(self._borders, number + self.first, side="right")) - 1
+        return self.files[file].read(number + self.first - int(self._borders[file]))
 
 
 class ChatSource:
@@ -78,6 +78,22 @@ class ChatSource:
         conversations, packs = self._groups[group]
         said = [conversations.read(number) for number in numbers]
         return fill(self._request, self._pad_id, said, packs is not None).sample
+
+    @property
+    def packed(self) -> list[Packed]:
+        """Of each corpus the packs and where its conversations come from; empty without packing."""
+        return [
+            Packed(
+                paths=entry.paths,
+                caches=tuple(file.folder for file in conversations.files),
+                kept=tuple(len(file) for file in conversations.files),
+                first=conversations.first,
+                lengths=conversations.lengths,
+                packs=packs,
+            )
+            for entry, (conversations, packs) in zip(self._paths, self._groups, strict=True)
+            if packs is not None
+        ]
 
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""

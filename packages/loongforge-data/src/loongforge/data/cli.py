@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from loongforge.data.tools import cache, inspect, preprocess
+from loongforge.data.tools import cache, inspect, pack, preprocess
 
 _EXAMPLES = """examples:
   loongforge data preprocess corpus.jsonl --output data/corpus --hf-tokenizer-path Qwen3-0.6B --append-eod --workers 8
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     preprocess.add_parser(verbs)
     cache.add_parser(verbs)
     inspect.add_parser(verbs)
+    pack.add_parser(verbs)
     return parser
 
 

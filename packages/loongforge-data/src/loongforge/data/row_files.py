@@ -82,6 +82,11 @@ def read_rows(
         advance(total - told)
 
 
+def count_of(path: Path) -> int:
+    """Rows of a table."""
+    return count_rows(path) if path.suffix == ".parquet" else count_arrow(path)
+
+
 def _read(path: Path, bad: BadRows, columns: list[str] | None, total: int) -> Iterator[tuple[int, bytes, int]]:
     """Rows, with the bytes of the file up to the end of each; those of a table are taken to be of one size."""
     if path.suffix in LINES:
@@ -90,9 +95,8 @@ def _read(path: Path, bad: BadRows, columns: list[str] | None, total: int) -> It
             place += len(line)
             yield number, line, place
         return
-    read, count = (read_parquet, count_rows) if path.suffix == ".parquet" else (read_arrow, count_arrow)
-    rows = count(path)
-    for number, row in read(path, columns):
+    rows = count_of(path)
+    for number, row in (read_parquet if path.suffix == ".parquet" else read_arrow)(path, columns):
         yield number, json.dumps(row, ensure_ascii=False, default=_bare).encode(), total * number // rows
 
 

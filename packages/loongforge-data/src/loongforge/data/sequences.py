@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,22 @@ class Group:
     def __getitem__(self, place: int) -> list[int]:
         """Conversations of one sequence."""
         return [place] if self.packs is None else self.packs[place].tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A packed corpus, to be told row by row."""
+
+    paths: tuple[str, ...]
+    caches: tuple[Path, ...]
+    """The folder of conversations of each path."""
+    kept: tuple[int, ...]
+    """Conversations in each."""
+    first: int
+    """The first that belongs to the part asked for; the corpus begins there."""
+    lengths: np.ndarray
+    """int64 `[conversations]`: tokens of each from there on."""
+    packs: Packs
 
 
 class Order:

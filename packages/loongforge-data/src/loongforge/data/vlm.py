@@ -17,7 +17,7 @@ from loongforge.data.conversations import ChatRules, chat_rules
 from loongforge.data.media import decode
 from loongforge.data.once import build_once
 from loongforge.data.row_files import stamps
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings
+from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings
 from loongforge.data.tokenise import spare_workers
 from loongforge.data.visual_encode import VisualRules
 from loongforge.data.visual_file import VisualDocument, VisualFile, sources, write_visual
@@ -30,8 +30,8 @@ class VisualConversations:
     """Conversations `first` to `last - 1` of some files, one after the other."""
 
     def __init__(self, files: list[VisualFile], first: int, last: int) -> None:
-        self._files = files
-        self._first = first
+        self.files = files
+        self.first = first
         self._borders = np.cumsum([0, *(len(file) for file in files)])
         self.lengths: np.ndarray = np.concatenate([file.lengths for file in files])[first:last]
         """Tokens of each conversation, features included, int64."""
@@ -64,8 +64,8 @@ class VisualConversations:
         return found
 
     def _find(self, number: int) -> tuple[VisualFile, int]:
-        file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
-        return self._files[file], number + self._first - int(self._borders[file])
+        file = int(np.searchsorted(self._borders, number + self.first, side="right")) - 1
+        return self.files[file], number + self.first - int(self._borders[file])
 
 
 class VisualSource:
@@ -125,6 +125,22 @@ class VisualSource:
         rows = np.concatenate(parts, axis=1)
         assert len(rows) == self._request.position_rank, f"{len(rows)} rows of position ids"
         return rows if len(rows) > 1 else rows[0]
+
+    @property
+    def packed(self) -> list[Packed]:
+        """Of each corpus the packs and where its conversations come from; empty without packing."""
+        return [
+            Packed(
+                paths=entry.paths,
+                caches=tuple(file.folder for file in conversations.files),
+                kept=tuple(len(file) for file in conversations.files),
+                first=conversations.first,
+                lengths=conversations.lengths,
+                packs=group.packs,
+            )
+            for entry, (conversations, group) in zip(self._paths, self._groups, strict=True)
+            if group.packs is not None
+        ]
 
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""

@@ -11,9 +11,10 @@ from typing import Any
 from loongforge.core.errors import DataError
 from loongforge.data.tools.options import add_tokenizer_options, choice_of, subcommand
 
-_DOES = """Tokenise .jsonl, .json and .parquet files (one document per row) and .txt files (one document each) into
-PREFIX.bin and PREFIX.idx, the format of Megatron. Bad rows are named by file and line, and nothing is written then. A
-run that was killed goes on where it was when the same command is given again; until it is done, PREFIX is not there."""
+_DOES = """Tokenise .jsonl, .json, .parquet and .arrow files (one document per row), directories of them, and .txt
+files (one document each) into PREFIX.bin and PREFIX.idx, the format of Megatron. Bad rows are named by file and line,
+and nothing is written then. A run that was killed goes on where it was when the same command is given again; until it
+is done, PREFIX is not there."""
 _EXAMPLES = """\
   loongforge data preprocess corpus.jsonl --output data/corpus --hf-tokenizer-path Qwen3-0.6B --append-eod --workers 8
   loongforge data preprocess a.parquet b.parquet --output data/ab --split 98,1,1 --hf-tokenizer-path Qwen3-0.6B
@@ -28,7 +29,7 @@ def add_parser(verbs: Any) -> None:
     from loongforge.data.engine import add_engine_options
 
     parser = subcommand(verbs, "preprocess", does=_DOES, examples=_EXAMPLES, help="text to .bin/.idx")
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, written one after the other")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files or directories of them, one after the other")
     parser.add_argument("--input", nargs="+", default=[], metavar="INPUT", help="the same, in Megatron's words")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from loongforge.data.engine import open_engine
     from loongforge.data.parts import TextRules
 
-    inputs = [Path(name) for name in (*arguments.inputs, *arguments.input)]
+    inputs = [file for name in (*arguments.inputs, *arguments.input) for file in _files(Path(name))]
     _check_inputs(inputs, arguments.json_keys)
     prefixes = _prefixes(arguments)
     targets = [target for prefix in prefixes for target in target_prefixes(prefix, arguments.split)]
@@ -74,6 +75,13 @@ def _run(arguments: argparse.Namespace) -> int:
     for pair in written:
         print(f"{pair.prefix}.bin and .idx: {pair.documents} documents, {pair.tokens} tokens")
     return 0
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the files of rows in a directory."""
+    from loongforge.data.row_files import row_files
+
+    return row_files(path) if path.is_dir() else [path]
 
 
 def _check_inputs(inputs: list[Path], keys: list[str]) -> None:
