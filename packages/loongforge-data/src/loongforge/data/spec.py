@@ -29,5 +29,5 @@ COMMAND = CommandSpec(
     name="data",
     api=(1, 0),
     command=Lazy("loongforge.data.cli:command"),
-    summary="Prepare and look at data: preprocess, inspect",
+    summary="Prepare and look at data: preprocess, cache, pack, inspect",
 )
