@@ -21,7 +21,7 @@ from loongforge.data.tokenise import TokenizerChoice
 
 TEXT_SUFFIXES = (*ROWS, ".txt")
 """Files that can be tokenised."""
-PART_BYTES = 4 << 20
+PART_BYTES = 1 << 20
 """Bytes of lines that are tokenised in one piece; after a kill no more is done again for each worker."""
 PART_BATCHES = 8
 """Record batches of Arrow likewise; the datasets library puts 1000 rows into one."""
