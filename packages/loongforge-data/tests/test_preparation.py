@@ -10,65 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from loongforge.core import plugins
 from loongforge.core.errors import DataError
 from loongforge.data.cli import command
-from loongforge.data.indexed import IndexedFile
 from loongforge.data.once import build_once
-from loongforge.data.tokenise import TokenizerChoice, write_documents
 from loongforge.data.tokenizer import HFTokenizer, NullTokenizer, Tokenizer, open_tokenizer
-
-
-def documents_of(prefix: Path) -> list[list[int]]:
-    file = IndexedFile(str(prefix))
-    starts, ends = file.spans(np.arange(file.documents))
-    return [file.read(int(start), int(end - start)).tolist() for start, end in zip(starts, ends, strict=True)]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, write_rows) -> Path:
-    return write_rows(tmp_path / "corpus.jsonl", [{"text": f"hello {n} 数据", "other": f"w{n}"} for n in range(600)])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_preprocess_writes_rows_in_order(
-    workers: int, corpus: Path, tokenizer_dir: Path, tmp_path: Path, capsys
-) -> None:
-    flags = ["--output", str(tmp_path / "out"), "--hf_tokenizer_path", str(tokenizer_dir), f"--workers={workers}"]
-    assert command(["preprocess", str(corpus), *flags, "--append-eod"]) == 0
-    tokenizer = HFTokenizer(tokenizer_dir)
-    documents = documents_of(tmp_path / "out")
-    assert documents == [[*tokenizer.encode(f"hello {n} 数据"), tokenizer.eos_id] for n in range(600)]
-    assert f"600 documents, {sum(map(len, documents))} tokens" in capsys.readouterr().out
-
-
-def test_preprocess_flags(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
-    base = ["preprocess", str(corpus), "--output", str(tmp_path / "out"), "--hf-tokenizer-path", str(tokenizer_dir)]
-    assert command([*base, "--json-keys", "other"]) == 0
-    assert documents_of(tmp_path / "out")[3] == HFTokenizer(tokenizer_dir).encode("w3")
-    with pytest.raises(DataError, match=r"out.bin exists.*--overwrite"):
-        command(base)
-    assert command([*base, "--overwrite"]) == 0
-    assert documents_of(tmp_path / "out")[3] == HFTokenizer(tokenizer_dir).encode("hello 3 数据")
-    (tmp_path / "numbers.txt").write_text("1 2 3")
-    null = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "10", "--output", str(tmp_path / "null")]
-    assert command(["preprocess", str(tmp_path / "numbers.txt"), *null]) == 0
-    assert documents_of(tmp_path / "null") == [[1, 2, 3]]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_bad_rows_leave_nothing_behind(workers: int, tokenizer_dir: Path, tmp_path: Path) -> None:
-    rows = ['{"text": "fine"}'] * 300 + ["{broken"] + ['{"text": "fine"}'] * 300
-    (tmp_path / "bad.jsonl").write_text("\n".join(rows))
-    choice = TokenizerChoice(path=str(tokenizer_dir), kind=None, vocab_size=512)
-    with pytest.raises(DataError, match=r"bad.jsonl:301: not JSON"):
-        write_documents(
-            [tmp_path / "bad.jsonl"], str(tmp_path / "out"), choice, field="text", append_eod=True, workers=workers
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
 def test_usage_errors_and_help(capsys) -> None:
@@ -80,26 +28,6 @@ def test_usage_errors_and_help(capsys) -> None:
         command(["--help"])
     assert caught.value.code == 0
     assert "examples:" in capsys.readouterr().out
-    with pytest.raises(DataError, match="no file nowhere"):
-        command(["preprocess", "nowhere", "--output", "x"])
-
-
-def test_inspect_tells_what_a_file_holds(corpus: Path, tokenizer_dir: Path, tmp_path: Path, capsys, write_rows) -> None:
-    tokenizer = ["--hf-tokenizer-path", str(tokenizer_dir)]
-    command(["preprocess", str(corpus), "--output", str(tmp_path / "out"), *tokenizer])
-    capsys.readouterr()
-    assert command(["inspect", str(tmp_path / "out"), "--row", "8", *tokenizer]) == 0
-    out = capsys.readouterr().out
-    assert "600 documents" in out
-    assert "hello 7 数据" in out
-    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine"}]
-    chats = write_rows(tmp_path / "chats.jsonl", [{"messages": turns}] * 2)
-    assert command(["inspect", str(chats), *tokenizer]) == 0
-    out = capsys.readouterr().out
-    assert "<|im_start|>assistant\n[[fine<|im_end|>]]" in out
-    assert "2 rows" in out
-    with pytest.raises(DataError, match="--row 3: there are 2"):
-        command(["inspect", str(chats), "--row", "3", *tokenizer])
 
 
 @pytest.mark.parametrize("builders", [1, 2])

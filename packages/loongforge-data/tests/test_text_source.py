@@ -15,17 +15,21 @@ import torch
 
 from loongforge.core.errors import DataError
 from loongforge.data.blend import PERIOD, Blend, parse_paths, split_range
-from loongforge.data.indexed import IndexedFile, IndexedWriter
+from loongforge.data.documents import write_documents
+from loongforge.data.engine import Local
+from loongforge.data.indexed import IndexedFile, token_type, write_index
+from loongforge.data.parts import TextRules
 from loongforge.data.permute import Permutation
 from loongforge.data.text import open_text
+from loongforge.data.tokenise import TokenizerChoice
 
 VOCAB = 512
 
 
 def write_pair(prefix: Path, documents: list[list[int]]) -> str:
-    with IndexedWriter(str(prefix), VOCAB) as writer:
-        writer.add(documents)
-        writer.finish()
+    kind = token_type(VOCAB)
+    np.concatenate(documents).astype(kind).tofile(f"{prefix}.bin")
+    write_index(Path(f"{prefix}.idx"), np.array([len(one) for one in documents]), kind)
     return str(prefix)
 
 
@@ -147,7 +151,9 @@ def test_tiny_weights_still_get_their_turn() -> None:
     assert {0, 1} <= set(owners) or {2, 1} <= set(owners)
 
 
-@pytest.mark.parametrize("paths", [(), ("0.3", "a", "b"), ("a", "0.3"), ("0.3", "a", "0.7"), ("-1", "a"), ("1", "2")])
+@pytest.mark.parametrize(
+    "paths", [(), ("0.3", "a", "b"), ("a", "0.3"), ("0.3", "a", "0.7"), ("-1", "a"), ("1", "2"), ("1e-1", "a", "b")]
+)
 def test_malformed_blends_are_refused(paths: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match="--data-path"):
         parse_paths(paths)
@@ -264,9 +270,10 @@ def test_pairs_are_those_of_megatron_core(vocab: int, make_request, tmp_path: Pa
     for tokens in written:
         builder.add_document(torch.tensor(tokens), [len(tokens)])
     builder.finalize(str(tmp_path / "theirs.idx"))
-    with IndexedWriter(str(tmp_path / "ours"), vocab) as writer:
-        writer.add(written)
-        writer.finish()
+    rows = [json.dumps({"text": " ".join(map(str, one))}) for one in written]
+    (tmp_path / "ours.jsonl").write_text("\n".join(rows))
+    rules = TextRules(choice=TokenizerChoice(path=None, kind="NullTokenizer", vocab_size=vocab))
+    write_documents([tmp_path / "ours.jsonl"], [str(tmp_path / "ours")], rules, Local())
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
     read = IndexedDataset(str(tmp_path / "ours"))

@@ -381,6 +381,46 @@ def test_long_conversations_keep_whole_images(pictures: Path, write_rows, reques
     assert (dropping["dropped (too long)"], dropping["used"]) == (2, 1)
 
 
+def test_split_conversations_keep_the_images_of_their_turns(pictures: Path, write_rows, request_for, tokenizer) -> None:
+    row: dict[str, Any] = {"messages": [], "images": [f"{number}.png" for number in (3, 1, 5, 0)], "system": "forge"}
+    for number in range(4):
+        row["messages"] += asks("x", question=f"q{number}", answer=f"a{number}")["messages"]
+    file = write_rows(pictures / "rows.jsonl", [row])
+    source = open_vlm(request_for(file, seq_length=64, overlong="split", num_samples=9))
+    report = source.report()
+    assert (report["rows"], report["split"], report["images"]) == (1, 1, 4)
+    assert 1 < report["used"] < 4
+    single = write_rows(pictures / "each.jsonl", [asks(name) for name in row["images"]])
+    grids = [open_vlm(request_for(single))[place]["grid"].tolist()[0] for place in range(4)]
+    seen: list[int] = []
+    for place in range(report["used"]):
+        text = tokenizer.decode(source[place]["tokens"].tolist())
+        assert text.startswith("<|im_start|>system\nforge<|im_end|>")
+        turns = [number for number in range(4) if f"q{number}" in text]
+        assert [f"a{number}" in text for number in turns] == [True] * len(turns)
+        assert source[place]["grid"].tolist() == [grids[number] for number in turns]
+        seen += turns
+    assert seen == [0, 1, 2, 3]
+
+
+def test_other_forms_show_images_too(pictures: Path, write_rows, request_for) -> None:
+    said = asks("2.png", "0.png")
+    asked, answered = (message["content"] for message in said["messages"])
+    rows = [
+        said,
+        {"instruction": asked, "output": answered, "images": said["images"]},
+        {
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}],
+            "image": said["images"],
+        },
+    ]
+    source = open_vlm(request_for(write_rows(pictures / "rows.jsonl", rows), num_samples=3))
+    assert source.report()["formats"] == "alpaca 1, openai 1, sharegpt 1"
+    for place in (1, 2):
+        for key, value in source[0].items():
+            np.testing.assert_array_equal(source[place][key], value)
+
+
 def test_training_on_the_prompt_leaves_placeholders_out(pictures: Path, write_rows, request_for, tokenizer) -> None:
     file = write_rows(pictures / "rows.jsonl", [asks("2.png")])
     sample = open_vlm(request_for(file, train_on_prompt=True, num_samples=1))[0]
@@ -449,5 +489,5 @@ def test_absent_libraries_say_how_to_install(
 def test_a_model_without_an_encoder_is_refused(pictures: Path, write_rows, request_for) -> None:
     with pytest.raises(DataError, match="this model has none"):
         open_vlm(request_for(write_rows(pictures / "rows.jsonl", [asks("0.png")]), visual=None))
-    with pytest.raises(DataError, match=r"read from \.jsonl files, \.tar shards"):
+    with pytest.raises(DataError, match=r"read from \.jsonl, .* files, \.tar shards"):
         open_vlm(request_for(pictures / "0.png"))

@@ -95,7 +95,10 @@ def words(flag: Flag, value: str) -> list[str]:
     return [f"--{flag.name}"] if flag.takes == "switch" else [f"--{flag.name}", value]
 
 
-WORDS = {"lora.patterns": ["*.mlp.* rank=4", "q_proj alpha=8"]}
+WORDS = {
+    "lora.patterns": ["*.mlp.* rank=4", "q_proj alpha=8"],
+    "tokenizer.chat_template_kwargs": ['{"enable_thinking": false}', '{"date_string": "today"}'],
+}
 """Of fields whose text must say something."""
 COMPONENTS = ("model.foundation.", "model.image_encoder.", "model.image_projector.")
 FIELD_FLAGS = [flag for flag in accepted().values() if flag.path and not flag.path.startswith(COMPONENTS)]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loongforge.core.data.paths import weight_of
 from loongforge.core.errors import DataError
 
+PARTS = ("train", "valid", "test")
 PERIOD = 1 << 18
 """Samples after which the pattern of corpora repeats; shares are exact to one sample in it."""
 
@@ -27,8 +29,8 @@ def parse_paths(paths: tuple[str, ...]) -> list[PathGroup]:
     """
     if not paths:
         raise DataError("no data: give --data-path FILE.jsonl, a .bin/.idx prefix, or `WEIGHT PATH WEIGHT PATH ...`.")
-    if _number(paths[0]) is None:
-        stray = [entry for entry in paths if _number(entry) is not None]
+    if weight_of(paths[0]) is None:
+        stray = [entry for entry in paths if weight_of(entry) is not None]
         if stray:
             raise DataError(
                 f"--data-path {' '.join(paths)!r}: the weight {stray[0]!r} has no weight before the first path."
@@ -36,9 +38,9 @@ def parse_paths(paths: tuple[str, ...]) -> list[PathGroup]:
         return [PathGroup(paths=paths, weight=1.0)]
     groups: list[PathGroup] = []
     for position in range(0, len(paths), 2):
-        weight = _number(paths[position])
+        weight = weight_of(paths[position])
         path = paths[position + 1] if position + 1 < len(paths) else None
-        if weight is None or path is None or _number(path) is not None:
+        if weight is None or path is None or weight_of(path) is not None:
             raise DataError(f"--data-path {' '.join(paths)!r}: weights and paths must alternate, `0.3 A 0.7 B`.")
         if not 0 < weight < float("inf"):
             raise DataError(
@@ -46,6 +48,13 @@ def parse_paths(paths: tuple[str, ...]) -> list[PathGroup]:
             )
         groups.append(PathGroup(paths=(path,), weight=weight))
     return groups
+
+
+def told_epochs(paths: list[PathGroup], epochs: list[float]) -> float | dict[str, float]:
+    """Epochs for a report: one number, or one of every corpus by its path."""
+    if len(paths) == 1:
+        return round(epochs[0], 3)
+    return {group.paths[0]: round(count, 3) for group, count in zip(paths, epochs, strict=True)}
 
 
 class Blend:
@@ -74,6 +83,12 @@ class Blend:
         owner = self._owner[place]
         return owner.astype(np.int64), period * self._quota[owner] + self._rank[place]
 
+    def drawn(self, samples: int) -> list[int]:
+        """How many of the first `samples` each corpus gives."""
+        periods, rest = divmod(samples, PERIOD)
+        begun = np.bincount(self._owner[:rest], minlength=len(self._quota))
+        return (periods * self._quota + begun).tolist()
+
 
 def _apportion(weights: list[float]) -> np.ndarray:
     """Whole shares of `PERIOD`, int64, at least one each, by largest remainder."""
@@ -92,23 +107,28 @@ def _number(text: str) -> float | None:
         return None
 
 
+def shares_of(split: str) -> list[float]:
+    """Shares of train, valid and test in `969,30,1`; those left out are 0. `DataError` for a malformed split."""
+    shares = [_number(share) for share in split.split(",")]
+    if not 0 < len(shares) <= 3 or any(share is None or share < 0 for share in shares):
+        raise DataError(f"--split {split!r}: give up to three shares that are not negative, as in 969,30,1.")
+    filled = [share or 0.0 for share in shares] + [0.0] * (3 - len(shares))
+    if not 0 < sum(filled) < float("inf"):
+        raise DataError(f"--split {split!r}: at least one share must be above 0, and none infinite.")
+    return filled
+
+
 def split_range(split: str | None, part: str, count: int) -> tuple[int, int]:
     """First and last-plus-one of `count` documents that belong to `part`, by the shares `969,30,1`.
 
     Without a split everything belongs to the part asked for. `DataError` for a malformed split or an empty part.
     """
-    parts = ("train", "valid", "test")
-    assert part in parts, f"unknown part {part!r}"
+    assert part in PARTS, f"unknown part {part!r}"
     if split is None:
         return 0, count
-    shares = [_number(share) for share in split.split(",")]
-    if not 0 < len(shares) <= 3 or any(share is None or share < 0 for share in shares):
-        raise DataError(f"--split {split!r}: give up to three shares that are not negative, as in 969,30,1.")
-    filled = [share or 0.0 for share in shares] + [0.0] * (3 - len(shares))
-    if sum(filled) <= 0:
-        raise DataError(f"--split {split!r}: at least one share must be above 0.")
+    filled = shares_of(split)
     borders = [round(count * sum(filled[:number]) / sum(filled)) for number in range(4)]
-    first, last = borders[parts.index(part)], borders[parts.index(part) + 1]
+    first, last = borders[PARTS.index(part)], borders[PARTS.index(part) + 1]
     if first == last:
         raise DataError(
             f"--split {split!r} leaves no document for {part} out of {count}: raise its share, or give "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest
-from loongforge.core.errors import DataError
-from loongforge.data.blend import parse_paths, split_range
-from loongforge.data.conversations import ChatRules, ConversationFile, write_conversations
+from loongforge.data.accounts import Told
+from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
+from loongforge.data.conversations import ChatRules, ConversationFile, chat_rules, write_conversations
 from loongforge.data.once import build_once
 from loongforge.data.pack import Packs
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings, taken
-from loongforge.data.tokenise import TokenizerChoice, spare_workers
-from loongforge.data.tokenizer import HFTokenizer
+from loongforge.data.row_files import row_files, stamps
+from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
+from loongforge.data.tokenise import spare_workers
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when cached conversations of an earlier version must not be read."""
 
 
@@ -29,8 +27,8 @@ class Conversations:
     """Conversations `first` to `last - 1` of some files, one after the other."""
 
     def __init__(self, files: list[ConversationFile], first: int, last: int) -> None:
-        self._files = files
-        self._first = first
+        self.files = files
+        self.first = first
         self._borders = np.cumsum([0, *(len(file) for file in files)])
         lengths = np.concatenate([np.diff(file.offsets) for file in files])
         self.lengths: np.ndarray = lengths[first:last]
@@ -41,8 +39,8 @@ class Conversations:
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and assistant mask of one conversation."""
-        file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
-        return self._files[file].read(number + self._first - int(self._borders[file]))
+        file = int(np.searchsorted(self._borders, number + self.first, side="right")) - 1
+        return self.files[file].read(number + self.first - int(self._borders[file]))
 
 
 class ChatSource:
@@ -57,13 +55,15 @@ class ChatSource:
         request: SourceRequest,
         pad_id: int,
         groups: list[tuple[Conversations, Packs | None]],
-        weights: list[float],
+        paths: list[PathGroup],
         facts: dict[str, str],
         counts: dict[str, Any],
     ) -> None:
         self._request = request
         self._pad_id = pad_id
         self._groups = groups
+        self._paths = paths
+        weights = [group.weight for group in paths]
         self._order = Order(request, [Group(len(one), packs) for one, packs in groups], weights)
         self._facts = facts
         self._counts = counts
@@ -100,12 +100,28 @@ class ChatSource:
         said = [self._groups[group][0].read(number) for group, number in documents]
         return fill(self._request, self._pad_id, said, self._request.packing).sample
 
+    @property
+    def packed(self) -> list[Packed]:
+        """Of each corpus the packs and where its conversations come from; empty without packing."""
+        return [
+            Packed(
+                paths=entry.paths,
+                caches=tuple(file.folder for file in conversations.files),
+                kept=tuple(len(file) for file in conversations.files),
+                first=conversations.first,
+                lengths=conversations.lengths,
+                packs=packs,
+            )
+            for entry, (conversations, packs) in zip(self._paths, self._groups, strict=True)
+            if packs is not None
+        ]
+
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""
         return {"source": "chat", **self._facts, **settings(self._request)}
 
     def report(self) -> Mapping[str, Any]:
-        """Rows and what became of them, tokens, packs and how full they are, epochs asked for."""
+        """Rows and what became of them, tokens, packs and how full they are, epochs of every corpus asked for."""
         units = self._order.units
         positions = sum(int((conversations.lengths - 1).sum()) for conversations, _ in self._groups)
         return {
@@ -116,27 +132,19 @@ class ChatSource:
             "sequences": units,
             "filled": round(positions / (units * self._request.seq_length), 4),
             "samples": self._request.num_samples,
-            "epochs": round(self._request.num_samples / units, 3),
+            "epochs": told_epochs(self._paths, self._order.epochs()),
         }
 
 
 def open_chat(request: SourceRequest) -> ChatSource:
     """The `chat` source. Collective: conversations are tokenised and packed on the builder alone, once."""
     check_packing(request)
-    choice = TokenizerChoice(path=request.tokenizer_path, kind=request.tokenizer_type, vocab_size=request.vocab_size)
-    rules = ChatRules(
-        choice=choice,
-        template_file=request.chat_template,
-        messages_field=request.messages_field,
-        train_on_prompt=request.train_on_prompt,
-        overlong=request.overlong,
-        seq_length=request.seq_length,
-    )
-    tokenizer, identity = _identity(rules)
+    rules = chat_rules(request)
+    tokenizer, _ = rules.open()
+    identity = repr((_FORMAT, rules.identity()))
     groups: list[tuple[Conversations, Packs | None]] = []
     facts = {"template": hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}
-    counts: Counter[str] = Counter()
-    lines: list[str] = []
+    told = Told()
     chosen = parse_paths(request.paths)
     for number, group in enumerate(chosen):
         files = [_tokenised(path, request, rules, identity) for path in group.paths]
@@ -146,36 +154,20 @@ def open_chat(request: SourceRequest) -> ChatSource:
         facts[f"data.{number}"] = digest
         packs = plan_packs(conversations.lengths, request, f"{digest} {first} {last}") if request.packing else None
         groups.append((conversations, packs))
-        for path, file in zip(group.paths, files, strict=True):
-            counts.update({name: file.facts[name] for name in ("rows", "tokens", "trained_tokens", "truncated")})
-            counts.update({f"dropped ({reason})": count for reason, count in file.facts["dropped"].items()})
-            counts.update({"merged_turn_starts": file.facts["merged_turn_starts"]})
-            lines.extend(f"{path}, {line}" for line in file.facts["dropped_lines"])
+        for file in files:
+            told.add(file.folder, file.facts)
     facts["weights"] = " ".join(f"{group.weight:g}" for group in chosen)
-    told: dict[str, Any] = {**counts, **({"dropped_rows": lines} if lines else {})}
-    return ChatSource(request, tokenizer.pad_id, groups, [group.weight for group in chosen], facts, told)
-
-
-def _identity(rules: ChatRules) -> tuple[HFTokenizer, str]:
-    """The tokenizer, and a text of everything that decides the tokens of a conversation."""
-    tokenizer, template = rules.open()
-    decisive = (_FORMAT, tokenizer.identity(), template.source, sorted(tokenizer.special_tokens.items()))
-    return tokenizer, repr((*decisive, rules.messages_field, rules.train_on_prompt, rules.overlong, rules.seq_length))
+    return ChatSource(request, tokenizer.pad_id, groups, chosen, facts, told.report())
 
 
 def _tokenised(path: str, request: SourceRequest, rules: ChatRules, identity: str) -> ConversationFile:
-    """The conversations of a file, tokenised into the cache first when they are not there."""
-    file = Path(path)
-    if file.suffix not in (".jsonl", ".json"):
-        raise DataError(f"{path}: fine-tuning reads .jsonl files with a field {request.messages_field!r} per row.")
-    if not file.is_file():
-        raise DataError(f"no file {file}.")
-    status = file.stat()
-    decisive = repr((os.path.realpath(file), status.st_size, status.st_mtime_ns, identity))
-    folder = request.cache / f"{file.stem}-{hashlib.blake2b(decisive.encode(), digest_size=8).hexdigest()}"
+    """The conversations of a path, tokenised into the cache first when they are not there."""
+    files = row_files(path)
+    key = hashlib.blake2b(repr((stamps(files), identity)).encode(), digest_size=8).hexdigest()
+    folder = request.cache / f"{Path(path).stem}-{key}"
 
     def build() -> None:
-        write_conversations(file, folder, rules, spare_workers(file))
+        write_conversations(files, folder, rules, max(spare_workers(file) for file in files))
 
     build_once(folder, build, is_builder=request.is_builder, barrier=request.barrier)
     return ConversationFile(folder)

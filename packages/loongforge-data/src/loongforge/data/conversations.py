@@ -6,23 +6,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loongforge.core.data.contract import SourceRequest
 from loongforge.core.errors import DataError
+from loongforge.data.accounts import UNTAUGHT, Accounts, Answer
+from loongforge.data.formats import AUTO, MESSAGES, Conversation, read_conversation, text_of_parts
+from loongforge.data.overlong import settle
 from loongforge.data.progress import progress
-from loongforge.data.rows import BadRows, parse_row, read_lines, take_field, tools_of
-from loongforge.data.template import ChatTemplate, Message, check_message, open_template
-from loongforge.data.tokenise import Rows, TokenizerChoice, batched, in_order
+from loongforge.data.row_files import name_of, read_rows
+from loongforge.data.rows import BadRows, Place, parse_row
+from loongforge.data.template import ChatTemplate, open_template
+from loongforge.data.tokenise import TokenizerChoice, batched, in_order
 from loongforge.data.tokenizer import HFTokenizer
 from loongforge.data.turns import Encoded, TurnFinder
 
-_NAMED = 5
-"""Dropped rows that a report names by line."""
+Line = tuple[Place, bytes]
+_HINT = "--overlong drop, truncate or split goes on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +39,15 @@ class ChatRules:
     messages_field: str
     train_on_prompt: bool
     overlong: str
-    """`error`, `drop` or `truncate`."""
+    """`error`, `drop`, `truncate` or `split`."""
     seq_length: int
     """Positions of a sequence; a conversation of one token more fits, since each position predicts the next token."""
+    data_format: str = AUTO
+    """`auto`, or the form of every row: `openai`, `sharegpt`, `alpaca`."""
+    template_arguments: tuple[tuple[str, Any], ...] = ()
+    """Names and values the template reads besides the conversation, in order of the names."""
+    last_turn_only: bool = False
+    """Of the assistant's turns only the last one counts."""
 
     def open(self) -> tuple[HFTokenizer, ChatTemplate]:
         """Tokenizer and template; `DataError` when there is none."""
@@ -45,19 +56,37 @@ class ChatRules:
             raise DataError(
                 "conversations need the chat template of a Hugging Face tokenizer: --tokenizer-type HFTokenizer."
             )
-        return tokenizer, open_template(tokenizer, self.template_file)
+        return tokenizer, open_template(tokenizer, self.template_file, dict(self.template_arguments))
+
+    def finder(self) -> TurnFinder:
+        """What tokenises conversations by these rules."""
+        return TurnFinder(*self.open(), last_only=self.last_turn_only)
+
+    def identity(self) -> str:
+        """Everything that decides the tokens of a conversation, as text."""
+        tokenizer, template = self.open()
+        opened = (tokenizer.identity(), template.source, sorted(tokenizer.special_tokens.items()))
+        return repr((*opened, replace(self, choice=_ANY, template_file=None)))
 
 
-@dataclass(slots=True)
-class Answer:
-    """What became of a batch of rows."""
+_ANY = TokenizerChoice(path=None, kind=None, vocab_size=0)
+"""In place of one whose identity is told by what it opens."""
 
-    kept: list[Encoded] = field(default_factory=list)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    dropped: list[tuple[int, str]] = field(default_factory=list)
-    truncated: int = 0
-    size: int = 0
-    """Bytes of the rows."""
+
+def chat_rules(request: SourceRequest) -> ChatRules:
+    """The rules a request states."""
+    choice = TokenizerChoice(path=request.tokenizer_path, kind=request.tokenizer_type, vocab_size=request.vocab_size)
+    return ChatRules(
+        choice=choice,
+        template_file=request.chat_template,
+        template_arguments=tuple(sorted(request.chat_template_kwargs.items())),
+        messages_field=request.messages_field,
+        data_format=request.data_format,
+        train_on_prompt=request.train_on_prompt,
+        last_turn_only=request.history_mask_loss,
+        overlong=request.overlong,
+        seq_length=request.seq_length,
+    )
 
 
 class ChatEncoder:
@@ -65,19 +94,19 @@ class ChatEncoder:
 
     def __init__(self, rules: ChatRules) -> None:
         self._rules = rules
-        self._finder = TurnFinder(*rules.open())
+        self._finder = rules.finder()
 
-    def __call__(self, rows: Rows) -> Answer:
-        """Encode a batch; nothing is lost: each row is kept, dropped with a reason, or bad with a reason."""
-        answer = Answer(size=sum(len(line) for _, line in rows))
-        for number, line in rows:
+    def __call__(self, rows: list[Line]) -> Answer[Encoded]:
+        """Encode a batch; nothing is lost: each row is kept, or noted with a rule, or bad with a reason."""
+        answer: Answer[Encoded] = Answer()
+        for place, line in rows:
             try:
-                self._row(number, line, answer)
+                self._row(place, line, answer)
             except ValueError as error:
-                answer.bad.append((number, str(error)))
+                answer.bad.append((place, str(error)))
         return answer
 
-    def _row(self, number: int, line: bytes, answer: Answer) -> None:
+    def _row(self, place: Place, line: bytes, answer: Answer[Encoded]) -> None:
         rules = self._rules
         row = parse_row(line)
         for media in ("images", "videos", "audios"):
@@ -86,52 +115,54 @@ class ChatEncoder:
                     f"it lists {media}, and the source 'chat' reads text alone: take them out of the data, or train a "
                     "model that sees, whose source is 'vlm'."
                 )
-        messages, tools = conversation_of(row, rules.messages_field)
-        encoded = self._encode(messages, tools)
-        if len(encoded.tokens) > rules.seq_length + 1:
-            if rules.overlong == "error":
-                raise ValueError(
-                    f"{len(encoded.tokens)} tokens, --seq-length {rules.seq_length} holds {rules.seq_length + 1} "
-                    f"(--overlong drop or truncate goes on without)."
-                )
-            shorter = self._truncate(messages, tools) if rules.overlong == "truncate" else None
-            if shorter is None:
-                answer.dropped.append((number, "too long"))
-                return
-            encoded = shorter
-            answer.truncated += 1
-        if not encoded.assistant[1:].any():
-            answer.dropped.append((number, "no token to learn"))
-            return
-        answer.kept.append(encoded)
-
-    def _encode(self, messages: list[Message], tools: list[Any] | None) -> Encoded:
-        if self._rules.train_on_prompt:
-            return self._finder.encode_unmasked(messages, tools)
-        return self._finder.encode(messages, tools)
-
-    def _truncate(self, messages: list[Message], tools: list[Any] | None) -> Encoded | None:
-        """The conversation up to the last assistant turn that fits, rendered anew; None when none fits."""
-        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        for number in reversed(turns):
-            encoded = self._encode(messages[: number + 1], tools)
-            if len(encoded.tokens) <= self._rules.seq_length + 1:
-                return encoded
-        return None
+        said = text_conversation(row, rules.data_format, rules.messages_field)
+        encoder = _Row(self._finder, said, whole=rules.train_on_prompt)
+        settle(answer, place, said, encoder, policy=rules.overlong, room=rules.seq_length + 1, hint=_HINT)
 
 
-def conversation_of(row: dict[str, Any], messages_field: str) -> tuple[list[Message], list[Any] | None]:
-    """Messages and tools of a row; `ValueError` says what is wrong with it. Tools may be a list or its JSON text."""
-    messages = take_field(row, messages_field, "--messages-field")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"field {messages_field!r} must be a list of messages that is not empty.")
-    return [check_message(message, number) for number, message in enumerate(messages)], tools_of(row)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One conversation, of which some messages may be taken."""
+
+    finder: TurnFinder
+    said: Conversation
+    whole: bool
+    """Every token counts."""
+
+    def encode(self, numbers: list[int]) -> Encoded:
+        """Tokens and mask of the conversation made of these messages."""
+        encode = self.finder.encode_unmasked if self.whole else self.finder.encode
+        return encode([self.said.messages[number] for number in numbers], self.said.tools)
+
+    def length(self, numbers: list[int]) -> int:
+        """Its tokens."""
+        return self.finder.length([self.said.messages[number] for number in numbers], self.said.tools)
+
+    def size(self, one: Encoded) -> int:
+        """Tokens of one that is encoded."""
+        return len(one.tokens)
+
+    def unfit(self, one: Encoded) -> str | None:
+        """Nothing is learned from one in which nothing counts."""
+        return None if one.assistant[1:].any() else UNTAUGHT
+
+
+def text_conversation(row: dict[str, Any], data_format: str = AUTO, messages_field: str = MESSAGES) -> Conversation:
+    """The conversation of a row, its contents as text; `ValueError` says what is wrong with it."""
+    said = read_conversation(row, data_format, messages_field)
+    texts = [text_of_parts(message.get("content"), number) for number, message in enumerate(said.messages)]
+    messages = [
+        message if text is message.get("content") else {**message, "content": text}
+        for message, text in zip(said.messages, texts, strict=True)
+    ]
+    return replace(said, messages=messages)
 
 
 class ConversationFile:
     """A folder of arrays: `tokens.bin` int32 and `mask.bin` bool end to end, `offsets.npy`, `facts.json`."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
             self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
@@ -152,33 +183,35 @@ class ConversationFile:
         return self._tokens[chosen], self._mask[chosen]
 
 
-def write_conversations(path: Path, folder: Path, rules: ChatRules, workers: int) -> None:
-    """Tokenise the conversations of a `.jsonl` file into `folder`, which appears whole or not at all.
+def write_conversations(paths: list[Path], folder: Path, rules: ChatRules, workers: int) -> None:
+    """Tokenise the conversations of some files into `folder`, which appears whole or not at all.
 
     `DataError` names bad rows by file and line.
     """
     temporary = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
-    bad, facts = BadRows(), _Facts()
+    bad = BadRows()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        lengths = _Lengths()
         with (
+            Accounts(temporary) as accounts,
             open(temporary / "tokens.bin", "wb") as tokens,
             open(temporary / "mask.bin", "wb") as mask,
-            progress(f"tokenising {path.name}", os.path.getsize(path)) as advance,
+            progress(f"tokenising {folder.name.rpartition('-')[0]}", sum(map(os.path.getsize, paths))) as advance,
         ):
-            for answer in in_order(ChatEncoder, (rules,), batched(read_lines(path, bad)), workers):
-                for number, reason in answer.bad:
-                    bad.add(path, number, reason)
-                facts.count(answer)
+            for answer in in_order(ChatEncoder, (rules,), batched(_lines(paths, bad, advance)), workers):
+                for place, reason in answer.bad:
+                    bad.add(place.path, place.row, reason)
+                accounts.add(answer)
                 for encoded in answer.kept:
                     tokens.write(encoded.tokens.tobytes())
                     mask.write(encoded.assistant.tobytes())
-                advance(answer.size)
+                    lengths.add(encoded)
         bad.check()
-        facts.require_some(path)
-        np.save(temporary / "offsets.npy", np.cumsum([0, *facts.lengths]))
-        (temporary / "facts.json").write_text(json.dumps(facts.summary()))
+        facts = accounts.summary(name_of(paths), len(lengths.lengths))
+        np.save(temporary / "offsets.npy", np.cumsum([0, *lengths.lengths]))
+        (temporary / "facts.json").write_text(json.dumps({**facts, **lengths.summary()}))
         os.rename(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}. Give --data-cache-path DIR.") from error
@@ -186,44 +219,30 @@ def write_conversations(path: Path, folder: Path, rules: ChatRules, workers: int
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class _Facts:
-    """Accounts for every row of a file."""
+def _lines(paths: list[Path], bad: BadRows, advance: Callable[[int], None]) -> Iterator[Line]:
+    for path in paths:
+        for number, line in read_rows(path, bad, advance):
+            yield Place(str(path), number), line
+
+
+class _Lengths:
+    """Adds up what was written."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
-        self._trained = self._merged = self._truncated = self._rows = 0
-        self._dropped: Counter[str] = Counter()
-        self._lines: list[str] = []
+        self._trained = self._merged = 0
         self._digest = hashlib.blake2b(digest_size=8)
 
-    def count(self, answer: Answer) -> None:
-        self._rows += len(answer.kept) + len(answer.dropped)
-        self._truncated += answer.truncated
-        for encoded in answer.kept:
-            self.lengths.append(len(encoded.tokens))
-            self._trained += int(encoded.assistant[1:].sum())
-            self._merged += encoded.merged
-            self._digest.update(encoded.tokens.tobytes() + encoded.assistant.tobytes())
-        for number, reason in answer.dropped:
-            self._dropped[reason] += 1
-            if len(self._lines) < _NAMED:
-                self._lines.append(f"line {number}: {reason}")
-
-    def require_some(self, path: Path) -> None:
-        if not self._rows:
-            raise DataError(f"{path} holds no conversation.")
-        if not self.lengths:
-            raise DataError(f"{path}: none of {self._rows} conversations can be used: {'; '.join(self._lines)}.")
+    def add(self, encoded: Encoded) -> None:
+        self.lengths.append(len(encoded.tokens))
+        self._trained += int(encoded.assistant[1:].sum())
+        self._merged += encoded.merged
+        self._digest.update(encoded.tokens.tobytes() + encoded.assistant.tobytes())
 
     def summary(self) -> dict[str, Any]:
         return {
-            "rows": self._rows,
-            "conversations": len(self.lengths),
             "tokens": sum(self.lengths),
             "trained_tokens": self._trained,
-            "truncated": self._truncated,
             "merged_turn_starts": self._merged,
-            "dropped": dict(self._dropped),
-            "dropped_lines": self._lines,
             "digest": self._digest.hexdigest(),
         }

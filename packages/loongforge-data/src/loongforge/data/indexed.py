@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -111,61 +110,18 @@ class IndexedFile:
             raise DataError(f"{self.prefix}.idx is damaged: its lengths and offsets contradict each other.")
 
 
-class IndexedWriter:
-    """Writes a pair under temporary names; `finish` moves it into place, anything else leaves nothing behind."""
+def token_type(vocab_size: int) -> np.dtype:
+    """The type in which megatron-core stores tokens of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size < _SMALL_VOCAB else np.int32)
 
-    def __init__(self, prefix: str, vocab_size: int) -> None:
-        self.prefix = prefix
-        self.tokens = 0
-        self._dtype = np.dtype(np.uint16 if vocab_size < _SMALL_VOCAB else np.int32)
-        self._lengths: list[int] = []
-        self._temporary = f"{prefix}.writing-{os.getpid()}"
-        try:
-            Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(f"{self._temporary}.bin", "wb")  # noqa: SIM115  closed by finish or on leaving
-        except OSError as error:
-            raise self._failed(error) from error
 
-    @property
-    def documents(self) -> int:
-        """Documents so far."""
-        return len(self._lengths)
-
-    def add(self, documents: Iterable[list[int]]) -> None:
-        """Append documents, each a list of token ids."""
-        try:
-            for tokens in documents:
-                self._stream.write(np.asarray(tokens, dtype=self._dtype).tobytes())
-                self._lengths.append(len(tokens))
-                self.tokens += len(tokens)
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def finish(self) -> None:
-        """Complete both files and move them into place, the index last: it is what a reader looks for."""
-        lengths = np.array(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8")
-        code = next(code for code, kind in _TYPES.items() if kind == self._dtype.type)
-        try:
-            self._stream.close()
-            with open(f"{self._temporary}.idx", "wb") as index:
-                index.write(_HEADER.pack(_MAGIC, 1, code, len(lengths), len(lengths) + 1))
-                index.write(lengths.tobytes())
-                index.write(((ends - lengths) * self._dtype.itemsize).tobytes())
-                index.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
-            os.replace(f"{self._temporary}.bin", f"{self.prefix}.bin")
-            os.replace(f"{self._temporary}.idx", f"{self.prefix}.idx")
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def __enter__(self) -> IndexedWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        for suffix in (".bin", ".idx"):
-            Path(f"{self._temporary}{suffix}").unlink(missing_ok=True)
-
-    def _failed(self, error: OSError) -> DataError:
-        reason = error.strerror or error
-        return DataError(f"cannot write {self.prefix}.bin: {reason} (after {self.documents} documents).")
+def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write the `.idx` of documents that lie end to end, of `lengths` tokens of type `dtype`."""
+    sizes = lengths.astype("<i4")
+    ends = np.cumsum(sizes, dtype="<i8")
+    code = next(code for code, kind in _TYPES.items() if kind == dtype.type)
+    with open(path, "wb") as index:
+        index.write(_HEADER.pack(_MAGIC, 1, code, len(sizes), len(sizes) + 1))
+        index.write(sizes.tobytes())
+        index.write(((ends - sizes) * dtype.itemsize).tobytes())
+        index.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())

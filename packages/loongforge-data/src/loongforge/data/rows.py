@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from loongforge.core.errors import DataError
 
 SHOWN = 5
 """Bad rows that are collected before a file is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row is, for messages."""
+
+    path: str
+    row: int | str
+    """Its line or number from 1, or its key in a shard."""
+
+    def __str__(self) -> str:
+        """`rows.jsonl:3`."""
+        return f"{self.path}:{self.row}"
 
 
 class BadRows:
@@ -24,6 +38,11 @@ class BadRows:
         self._found.append(f"{path}:{place}: {reason}")
         if len(self._found) == SHOWN:
             raise DataError("\n".join([*self._found, f"Stopped after {SHOWN} bad rows."]))
+
+    @property
+    def sound(self) -> bool:
+        """Whether no row was bad so far."""
+        return not self._found
 
     def check(self) -> None:
         """Raise `DataError` with what was collected, if anything."""
@@ -82,7 +101,10 @@ def tools_of(row: dict[str, Any]) -> list[Any] | None:
     """The tools of a conversation, a list or its JSON text; None without any."""
     tools = row.get("tools")
     if isinstance(tools, str):
-        tools = json.loads(tools) if tools.strip() else None
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise ValueError(f"field 'tools' is not JSON: {error}.") from error
     if tools is not None and not isinstance(tools, list):
         raise ValueError("field 'tools' must be a list of tool descriptions.")
     return tools or None

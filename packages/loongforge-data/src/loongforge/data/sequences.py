@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,22 @@ class Group:
             return np.ones_like(places), places
         first, last = self.packs.offsets[places], self.packs.offsets[places + 1]
         return last - first, self.packs.items[spans(first, last - first)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A packed corpus, to be told row by row."""
+
+    paths: tuple[str, ...]
+    caches: tuple[Path, ...]
+    """The folder of conversations of each path."""
+    kept: tuple[int, ...]
+    """Conversations in each."""
+    first: int
+    """The first that belongs to the part asked for; the corpus begins there."""
+    lengths: np.ndarray
+    """int64 `[conversations]`: tokens of each from there on."""
+    packs: Packs
 
 
 class Order:
@@ -86,6 +103,11 @@ class Order:
     def units(self) -> int:
         """Sequences of one epoch of all corpora."""
         return sum(len(group) for group in self._groups)
+
+    def epochs(self) -> list[float]:
+        """How often the samples asked for go through each corpus."""
+        drawn = self._blend.drawn(self._request.num_samples)
+        return [count / len(group) for count, group in zip(drawn, self._groups, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

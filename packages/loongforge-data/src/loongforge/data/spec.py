@@ -7,14 +7,14 @@ TEXT = SourceSpec(
     api=(1, 0),
     open=Lazy("loongforge.data.text:open_text"),
     phases=("pretrain",),
-    summary="Documents from .jsonl, .txt or Megatron .bin/.idx, alone or blended by weight",
+    summary="Documents from .jsonl, Parquet, .txt or Megatron .bin/.idx, alone or blended by weight",
 )
 CHAT = SourceSpec(
     name="chat",
     api=(1, 0),
     open=Lazy("loongforge.data.chat:open_chat"),
     phases=("sft",),
-    summary="Conversations from .jsonl, packed, with an exact assistant mask",
+    summary="Conversations from .jsonl or Parquet, packed, with an exact assistant mask",
 )
 VLM = SourceSpec(
     name="vlm",
@@ -23,7 +23,7 @@ VLM = SourceSpec(
     phases=("pretrain", "sft"),
     modality="vision-language",
     extra="vision",
-    summary="Conversations with images and videos from .jsonl or webdataset shards",
+    summary="Conversations with images and videos from .jsonl, Parquet or webdataset shards",
 )
 ANALYTIC = BalancerSpec(
     name="analytic",
@@ -35,5 +35,5 @@ COMMAND = CommandSpec(
     name="data",
     api=(1, 0),
     command=Lazy("loongforge.data.cli:command"),
-    summary="Prepare and look at data: preprocess, inspect",
+    summary="Prepare and look at data: preprocess, cache, pack, inspect",
 )

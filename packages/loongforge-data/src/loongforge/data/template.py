@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -20,6 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from loongforge.core.errors import DataError
 from loongforge.data.tokenizer import HFTokenizer
 
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}
+"""Names that a conversation gives to its template."""
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, reserved for a program's own use: they mark generated text while a template renders."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -40,10 +42,14 @@ class Rendered:
 class ChatTemplate:
     """A Jinja chat template with the special tokens it may mention."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], origin: str, arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        """`arguments` are names the template may read, such as `enable_thinking`; `DataError` for one it does not."""
         self.source = source
         self.origin = origin
-        self._special_tokens = dict(special_tokens)
+        self.arguments = dict(arguments or {})
+        self._names = {**special_tokens, **self.arguments}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -52,8 +58,15 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            known = meta.find_undeclared_variables(environment.parse(source))
         except TemplateSyntaxError as error:
             raise DataError(f"{origin} is not a Jinja template: {error.message} in line {error.lineno}.") from error
+        for name in sorted(self.arguments.keys() - known):
+            others = sorted(known - environment.globals.keys() - special_tokens.keys() - GIVEN)
+            raise DataError(
+                f"--chat-template-kwargs: {origin} reads no {name!r}, so it would change nothing; it reads "
+                f"{', '.join(others) or 'none'}."
+            )
         self.marks_generation = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
 
     def render(self, messages: list[Message], tools: list[Any] | None = None, *, prompt: bool = False) -> Rendered:
@@ -67,23 +80,23 @@ class ChatTemplate:
                 tools=tools,
                 documents=None,
                 add_generation_prompt=prompt,
-                **self._special_tokens,
+                **self._names,
             )
         except (TemplateError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         return _spans(text)
 
 
-def open_template(tokenizer: HFTokenizer, file: str | None) -> ChatTemplate:
+def open_template(tokenizer: HFTokenizer, file: str | None, arguments: Mapping[str, Any] | None = None) -> ChatTemplate:
     """The template in `file`, or the tokenizer's own: `chat_template.jinja`, then tokenizer_config.json.
 
-    `DataError` when there is none.
+    `DataError` when there is none, or when it reads none of the names in `arguments`.
     """
     if file is not None:
-        return ChatTemplate(_read(Path(file)), tokenizer.special_tokens, file)
+        return ChatTemplate(_read(Path(file)), tokenizer.special_tokens, file, arguments)
     own = tokenizer.path / "chat_template.jinja"
     if own.is_file():
-        return ChatTemplate(_read(own), tokenizer.special_tokens, str(own))
+        return ChatTemplate(_read(own), tokenizer.special_tokens, str(own), arguments)
     origin = f"{tokenizer.path / 'tokenizer_config.json'} (chat_template)"
     listed = tokenizer.config.get("chat_template")
     if isinstance(listed, list):  # several templates by name
@@ -94,7 +107,7 @@ def open_template(tokenizer: HFTokenizer, file: str | None) -> ChatTemplate:
             f"the tokenizer in {tokenizer.path} has no chat template (chat_template.jinja, or chat_template in "
             f"tokenizer_config.json): give one with --chat-template FILE.jinja."
         )
-    return ChatTemplate(listed, tokenizer.special_tokens, origin)
+    return ChatTemplate(listed, tokenizer.special_tokens, origin, arguments)
 
 
 class _Generation(Extension):

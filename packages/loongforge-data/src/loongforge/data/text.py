@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest
 from loongforge.core.errors import DataError
-from loongforge.data.blend import Blend, parse_paths, split_range
+from loongforge.data.blend import Blend, PathGroup, parse_paths, split_range, told_epochs
 from loongforge.data.corpus import Corpus, Windows
+from loongforge.data.documents import write_documents
+from loongforge.data.engine import Local
 from loongforge.data.indexed import IndexedFile
 from loongforge.data.once import build_once
+from loongforge.data.parts import TEXT_SUFFIXES, TextRules
 from loongforge.data.permute import derive_key
-from loongforge.data.tokenise import TokenizerChoice, spare_workers, write_documents
-
-ROW_SUFFIXES = (".jsonl", ".json")
-"""Files with one JSON object per line."""
+from loongforge.data.row_files import row_files, stamps
+from loongforge.data.tokenise import TokenizerChoice, spare_workers
 
 
 class TextSource:
@@ -30,12 +30,13 @@ class TextSource:
     """
 
     def __init__(
-        self, request: SourceRequest, corpora: list[Corpus], weights: list[float], facts: dict[str, str]
+        self, request: SourceRequest, corpora: list[Corpus], paths: list[PathGroup], facts: dict[str, str]
     ) -> None:
         self._request = request
         self._corpora = corpora
+        self._paths = paths
         self._facts = facts
-        self._blend = Blend(weights)
+        self._blend = Blend([group.weight for group in paths])
         self._eod = _choice(request).open().eos_id if request.loss_mask_eod else None
         self._windows = [
             Windows(
@@ -95,17 +96,18 @@ class TextSource:
         return {"source": "text", **self._facts, **{name: str(value) for name, value in settings.items()}}
 
     def report(self) -> Mapping[str, Any]:
-        """Documents, tokens, and the epochs that the samples asked for amount to."""
+        """Documents, tokens, and the epochs of every corpus that the samples asked for amount to."""
         tokens = sum(corpus.tokens for corpus in self._corpora)
         documents = sum(corpus.documents for corpus in self._corpora)
-        asked = self._request.num_samples * self._request.seq_length
+        drawn = zip(self._blend.drawn(self._request.num_samples), self._corpora, strict=True)
+        epochs = [count * self._request.seq_length / corpus.tokens for count, corpus in drawn]
         return {
             "source": "text",
             "part": self._request.part,
             "documents": documents,
             "tokens": tokens,
             "samples": self._request.num_samples,
-            "epochs": round(asked / tokens, 3),
+            "epochs": told_epochs(self._paths, epochs),
         }
 
 
@@ -120,7 +122,7 @@ def open_text(request: SourceRequest) -> TextSource:
         corpora.append(Corpus(files, first, last))
         facts[f"data.{number}"] = " ".join(file.digest() for file in files)
     facts["weights"] = " ".join(f"{group.weight:g}" for group in groups)
-    return TextSource(request, corpora, [group.weight for group in groups], facts)
+    return TextSource(request, corpora, groups, facts)
 
 
 def _choice(request: SourceRequest) -> TokenizerChoice:
@@ -128,22 +130,21 @@ def _choice(request: SourceRequest) -> TokenizerChoice:
 
 
 def _indexed(path: str, request: SourceRequest) -> IndexedFile:
-    """The `.bin/.idx` pair of a path, tokenised into the cache first when it is a text file."""
+    """The `.bin/.idx` pair of a path, tokenised into the cache first when it is text or rows."""
     file = Path(path)
-    if file.suffix not in (*ROW_SUFFIXES, ".txt"):
+    if file.suffix not in TEXT_SUFFIXES and (not file.is_dir() or Path(f"{path}.idx").exists()):
         return IndexedFile(path)
-    if not file.is_file():
+    if file.suffix == ".txt" and not file.is_file():
         raise DataError(f"no file {file}.")
+    files = [file] if file.suffix == ".txt" else row_files(file)
     choice = _choice(request)
-    status = file.stat()
-    parts = (os.path.realpath(file), status.st_size, status.st_mtime_ns, choice.open().identity(), request.text_field)
-    key = hashlib.blake2b(repr((*parts, request.vocab_size)).encode(), digest_size=8).hexdigest()
+    parts = (stamps(files), choice.open().identity(), request.text_field, request.vocab_size)
+    key = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
     prefix = request.cache / f"{file.stem}-{key}"
 
     def build() -> None:
-        write_documents(
-            [file], str(prefix), choice, field=request.text_field, append_eod=True, workers=spare_workers(file)
-        )
+        rules = TextRules(choice=choice, fields=(request.text_field,), append_eod=True)
+        write_documents(files, [str(prefix)], rules, Local(workers=max(spare_workers(one) for one in files)))
 
     build_once(prefix.with_name(prefix.name + ".idx"), build, is_builder=request.is_builder, barrier=request.barrier)
     return IndexedFile(str(prefix))

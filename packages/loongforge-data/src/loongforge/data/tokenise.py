@@ -1,11 +1,11 @@
-"""Text files to `.bin/.idx`: rows are parsed and tokenised in processes, written in order by one."""
+"""Work in several processes: rows go out in batches, answers come back in order."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from loongforge.core.errors import DataError
-from loongforge.data.indexed import IndexedWriter
-from loongforge.data.progress import progress
-from loongforge.data.rows import BadRows, parse_row, read_lines, text_of
 from loongforge.data.tokenizer import HFTokenizer, NullTokenizer, open_tokenizer
 
 BATCH_ROWS = 256
@@ -41,98 +38,7 @@ class TokenizerChoice:
         return open_tokenizer(self.path, self.kind, self.vocab_size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Documents:
-    """Answer for a batch of rows: documents in order, and what was wrong."""
-
-    tokens: list[list[int]]
-    bad: list[tuple[int, str]]
-    size: int
-    """Bytes of the rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What a new `.bin/.idx` pair holds."""
-
-    documents: int
-    tokens: int
-
-
-class TextEncoder:
-    """Rows with a text field to documents; sent to worker processes, where the tokenizer is opened."""
-
-    def __init__(self, choice: TokenizerChoice, field: str, append_eod: bool, threads: bool) -> None:
-        self._tokenizer = choice.open()
-        self._field = field
-        self._append_eod = append_eod
-        self._threads = threads
-
-    def __call__(self, rows: Rows) -> Documents:
-        """Documents of the rows that are good, reasons for the others."""
-        texts: list[str] = []
-        bad: list[tuple[int, str]] = []
-        for number, line in rows:
-            try:
-                texts.append(text_of(parse_row(line), self._field))
-            except ValueError as error:
-                bad.append((number, str(error)))
-        tokens = [] if bad else self.encode(texts, [number for number, _ in rows], bad)
-        return Documents(tokens=tokens, bad=bad, size=sum(len(line) for _, line in rows))
-
-    def encode(self, texts: list[str], lines: list[int], bad: list[tuple[int, str]]) -> list[list[int]]:
-        """Tokens per text, with the end token when asked for; a text without any token is bad."""
-        try:
-            tokenizer = self._tokenizer
-            documents = tokenizer.encode_batch(texts) if self._threads else [tokenizer.encode(text) for text in texts]
-        except ValueError:  # only NullTokenizer refuses a text; find out which
-            bad.extend(self._refused(texts, lines))
-            return []
-        bad.extend(
-            (number, "the text has no token.") for number, tokens in zip(lines, documents, strict=True) if not tokens
-        )
-        if self._append_eod:
-            documents = [[*tokens, self._tokenizer.eos_id] for tokens in documents]
-        return documents
-
-    def _refused(self, texts: list[str], lines: list[int]) -> Iterator[tuple[int, str]]:
-        for number, text in zip(lines, texts, strict=True):
-            try:
-                self._tokenizer.encode(text)
-            except ValueError as reason:
-                yield number, str(reason)
-
-
-def write_documents(
-    paths: Sequence[Path], prefix: str, choice: TokenizerChoice, *, field: str, append_eod: bool, workers: int
-) -> Written:
-    """Tokenise `.jsonl` (one document per row) and `.txt` (one document) files, in order, into `prefix.bin/.idx`.
-
-    `workers` 0 stays in this process (tokenizers use threads of their own). `DataError` names bad rows by file and
-    line; nothing is left behind then.
-    """
-    bad = BadRows()
-    with IndexedWriter(prefix, choice.vocab_size) as writer:
-        for path in paths:
-            before = writer.documents
-            if path.suffix == ".txt":
-                writer.add(_whole_file(path, TextEncoder(choice, field, append_eod, True), bad))
-            else:
-                arguments = (choice, field, append_eod, not workers)
-                with progress(f"tokenising {path.name}", os.path.getsize(path)) as advance:
-                    for answer in in_order(TextEncoder, arguments, batched(read_lines(path, bad)), workers):
-                        for number, reason in answer.bad:
-                            bad.add(path, number, reason)
-                        writer.add(answer.tokens)
-                        advance(answer.size)
-            bad.check()
-            if writer.documents == before:
-                raise DataError(f"{path} holds no row.")
-        writer.finish()
-    return Written(documents=writer.documents, tokens=writer.tokens)
-
-
-def batched(rows: Iterable[tuple[int, bytes]]) -> Iterator[Rows]:
+def batched[T](rows: Iterable[T]) -> Iterator[list[T]]:
     """Rows in batches of BATCH_ROWS."""
     iterator = iter(rows)
     while batch := list(islice(iterator, BATCH_ROWS)):
@@ -159,7 +65,7 @@ def in_order[In, Out](
         pending: deque[Future[Any]] = deque()
         try:
             for item in work:
-                pending.append(pool.submit(_call, make, arguments, item))
+                pending.append(pool.submit(call_made, make, arguments, item))
                 if len(pending) >= 4 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -173,7 +79,8 @@ def in_order[In, Out](
                 future.cancel()
 
 
-def _call(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], item: Any) -> Any:
+def call_made(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], item: Any) -> Any:
+    """`make(*arguments)(item)` in a worker, which keeps what it made."""
     return _made(make, arguments)(item)
 
 
@@ -181,19 +88,3 @@ def _call(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...],
 def _made(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
     """A worker opens its tokenizer once, at the first batch."""
     return make(*arguments)
-
-
-def _whole_file(path: Path, encoder: TextEncoder, bad: BadRows) -> list[list[int]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        bad.add(path, 1, f"not UTF-8 at byte {error.start} of the file.")
-        return []
-    if not text.strip():
-        bad.add(path, 1, "the file holds no text.")
-        return []
-    found: list[tuple[int, str]] = []
-    documents = encoder.encode([text], [1], found)
-    for number, reason in found:
-        bad.add(path, number, reason)
-    return documents

@@ -51,9 +51,11 @@ class _Marks:
 class TurnFinder:
     """Tokenises conversations of one template and tokenizer, and marks the assistant's tokens."""
 
-    def __init__(self, tokenizer: HFTokenizer, template: ChatTemplate) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: HFTokenizer, template: ChatTemplate, *, last_only: bool = False) -> None:
+        """`last_only`: of the assistant's turns only the last one counts."""
+        self.tokenizer = tokenizer
         self._template = template
+        self._last_only = last_only
 
     def encode(self, messages: list[Message], tools: list[Any] | None = None) -> Encoded:
         """Tokens and assistant mask; `ValueError` says why a mask cannot be derived, and the remedy."""
@@ -61,7 +63,7 @@ class TurnFinder:
 
     def mark(self, text: str, spans: list[Span]) -> Encoded:
         """Tokens of a rendered text and which of them lie in the spans; `ValueError` when a token lies half in one."""
-        tokens, offsets = self._tokenizer.encode_offsets(text)
+        tokens, offsets = self.tokenizer.encode_offsets(text)
         starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
         assistant = np.zeros(len(tokens), dtype=bool)
         merged = 0
@@ -70,7 +72,7 @@ class TurnFinder:
                 continue
             inside = (starts >= start) & (starts < end)
             over = inside & (ends > end)  # a special token may swallow the whitespace after it, any other token may not
-            if any(tokens[position] not in self._tokenizer.special_ids for position in np.flatnonzero(over)):
+            if any(tokens[position] not in self.tokenizer.special_ids for position in np.flatnonzero(over)):
                 raise ValueError(
                     f"a token runs over the end of an assistant turn, {text[max(0, end - 20) : end + 20]!r}: "
                     f"the template ends a turn without a special token. {_REMEDY}"
@@ -81,22 +83,33 @@ class TurnFinder:
 
     def encode_unmasked(self, messages: list[Message], tools: list[Any] | None = None) -> Encoded:
         """Tokens, all of which count; no turn need be found."""
-        tokens = np.array(self._tokenizer.encode(self.text(messages, tools)), dtype=np.int32)
+        tokens = np.array(self.tokenizer.encode(self.text(messages, tools)), dtype=np.int32)
         return Encoded(tokens, np.ones(len(tokens), dtype=bool), 0)
 
     def text(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         """The rendered text."""
         return self._template.render(messages, tools).text
 
-    def spans(self, messages: list[Message], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
-        """The rendered text, and the characters of every assistant turn in it."""
-        rendered = self._template.render(messages, tools)
-        if self._template.marks_generation:
-            return rendered.text, rendered.spans
-        return rendered.text, self._derive(messages, tools, rendered.text)
+    def length(self, messages: list[Message], tools: list[Any] | None = None) -> int:
+        """Tokens of a conversation; no turn need be found."""
+        return len(self.tokenizer.encode(self.text(messages, tools)))
 
-    def _derive(self, messages: list[Message], tools: list[Any] | None, text: str) -> list[Span]:
+    def spans(self, messages: list[Message], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
+        """The rendered text, and the characters of every assistant turn that counts."""
+        rendered = self._template.render(messages, tools)
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if self._template.marks_generation:
+            spans = rendered.spans
+            if self._last_only and len(spans) != len(turns):
+                raise ValueError(
+                    f"the template has {len(spans)} generation blocks for {len(turns)} assistant turns, so which of "
+                    "them is the last turn is unclear: write one for each turn, or leave --history-mask-loss out."
+                )
+        else:
+            spans = self._derive(messages, tools, rendered.text, turns)
+        return rendered.text, spans[-1:] if self._last_only else spans
+
+    def _derive(self, messages: list[Message], tools: list[Any] | None, text: str, turns: list[int]) -> list[Span]:
         spans = [self._turn(messages, tools, text, turns, place) for place in range(len(turns))]
         for (_, end), (start, _) in pairwise(spans):
             if end > start:
@@ -120,7 +133,7 @@ class TurnFinder:
             raise ValueError(f"message {number} (assistant) is not found where its turn should be. {_REMEDY}")
         if not (begins and ends) and self._marks.header in said:
             raise ValueError(f"message {number} (assistant) seems to reach into the next turn. {_REMEDY}")
-        if said.startswith(self._tokenizer.special_texts) and prompt == self._template.render(before, tools).text:
+        if said.startswith(self.tokenizer.special_texts) and prompt == self._template.render(before, tools).text:
             raise ValueError(
                 f"the template has no generation prompt, so its turn header would be trained on. {_REMEDY}"
             )
@@ -148,7 +161,7 @@ class TurnFinder:
     def _after_last_special(self, text: str, start: int, end: int) -> int:
         """End of the last special token in `text[start:end]` when only whitespace follows it, else `end`."""
         said = text[start:end].rstrip()
-        return start + len(said) if said.endswith(self._tokenizer.special_texts) else end
+        return start + len(said) if said.endswith(self.tokenizer.special_texts) else end
 
     @property
     def _marks(self) -> _Marks:
@@ -168,15 +181,27 @@ class TurnFinder:
             whole = self._template.render(probe).text
         except ValueError as error:
             return f"the template rewrites earlier turns and cannot be probed: {error} {_REMEDY}"
-        header = asking.removeprefix(bare)
+        header = _header(asking.removeprefix(bare), bare, whole)
         if not asking.startswith(bare) or not header.strip() or whole.count(header) != 2:
             return f"the template rewrites earlier turns and has no turn header of its own. {_REMEDY}"
         tail = whole.partition(_PROBES[1])[2].partition(_PROBES[2])[0]
         bare_tail = tail.lstrip()
-        for special in self._tokenizer.special_texts:
+        for special in self.tokenizer.special_texts:
             if bare_tail.startswith(special):
                 return _Marks(header, tail[: len(tail) - len(bare_tail)] + special)
         return f"the template rewrites earlier turns and ends them without a special token. {_REMEDY}"
+
+
+def _header(asks: str, bare: str, whole: str) -> str:
+    """What stands before every turn of the assistant: the generation prompt, as far as an earlier turn has it too.
+
+    With thinking off, a prompt goes on with thoughts that are empty, and templates leave those of earlier turns out.
+    Empty when the prompt and an earlier turn begin differently.
+    """
+    closes = bare.partition(_PROBES[0])[2]
+    earlier = whole.partition(_PROBES[0])[2].partition(_PROBES[1])[0].removeprefix(closes)
+    shorter = min(asks, earlier, key=len)
+    return shorter if asks.startswith(shorter) and earlier.startswith(shorter) else ""
 
 
 def _holds(said: str, message: Message) -> bool:

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loongforge.core.data.contract import Placed, SoundProcessor, VisualItem, VisualProcessor
 from loongforge.core.errors import DataError
+from loongforge.data.accounts import UNTAUGHT, Answer
 from loongforge.data.conversations import ChatRules
 from loongforge.data.media import Kind, Medium, measure
-from loongforge.data.rows import parse_row
+from loongforge.data.overlong import settle
+from loongforge.data.rows import Place, parse_row
 from loongforge.data.shards import ShardSample
 from loongforge.data.template import Span
-from loongforge.data.turns import Encoded, TurnFinder
+from loongforge.data.turns import Encoded
 from loongforge.data.visual_rows import RowReader, VisualRow
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a row is, for messages."""
-
-    path: str
-    row: int | str
-    """Its line, or its key in a shard."""
-
-    def __str__(self) -> str:
-        """`rows.jsonl:3`."""
-        return f"{self.path}:{self.row}"
-
+_HINT = "--overlong drop, truncate or split goes on; --max-pixels makes images smaller"
 
 Source = tuple[Place, bytes | ShardSample]
 """A line of `.jsonl`, or a sample of a shard."""
@@ -72,18 +62,6 @@ class Compact:
         return len(self.tokens) + sum(item.features - 1 for item in self.items)
 
 
-@dataclass(slots=True)
-class VisualAnswer:
-    """What became of a batch of rows."""
-
-    kept: list[Compact] = field(default_factory=list)
-    bad: list[tuple[Place, str]] = field(default_factory=list)
-    dropped: list[tuple[Place, str]] = field(default_factory=list)
-    truncated: int = 0
-    size: int = 0
-    """Bytes of the rows and their members."""
-
-
 def texts_of(processor: VisualProcessor) -> dict[Kind, str]:
     """What a template writes for every kind of medium that a processor prepares."""
     texts: dict[Kind, str] = {"image": processor.image_text, "video": processor.video_text}
@@ -96,10 +74,12 @@ class VisualEncoder:
     def __init__(self, rules: VisualRules) -> None:
         self._rules = rules
         processor, chat = rules.processor, rules.chat
-        tokenizer, template = chat.open()
+        self._finder = chat.finder()
+        tokenizer = self._tokenizer = self._finder.tokenizer
         self._known = tokenizer.vocab_size
         self._reader = RowReader(
             messages_field=chat.messages_field,
+            data_format=chat.data_format,
             texts=texts_of(processor),
             marks=processor.marks,
         )
@@ -107,69 +87,43 @@ class VisualEncoder:
         self._places = re.compile(
             "|".join(f"(?P<{kind}>{re.escape(text)})" for kind, text in self._reader.texts.items())
         )
-        self._finder = TurnFinder(tokenizer, template)
-        self._tokenizer = tokenizer
 
-    def __call__(self, rows: list[Source]) -> VisualAnswer:
-        """Encode a batch; nothing is lost: each row is kept, dropped with a reason, or bad with a reason."""
-        answer = VisualAnswer()
+    def __call__(self, rows: list[Source]) -> Answer[Compact]:
+        """Encode a batch; nothing is lost: each row is kept, or noted with a rule, or bad with a reason."""
+        rules = self._rules.chat
+        answer: Answer[Compact] = Answer()
         for place, source in rows:
             try:
                 if isinstance(source, bytes):
-                    answer.size += len(source)
                     row = self._reader.row(parse_row(source), self._rules.folder)
                 else:
-                    answer.size += sum(member.size for member in source.members)
                     row = self._reader.sample(source)
-                self._row(place, row, answer)
+                part = _Part(self, row)
+                settle(answer, place, row, part, policy=rules.overlong, room=rules.seq_length + 1, hint=_HINT)
             except (ValueError, DataError) as error:
                 answer.bad.append((place, str(error)))
         return answer
-
-    def _row(self, place: Place, row: VisualRow, answer: VisualAnswer) -> None:
-        rules = self._rules.chat
-        encoded = self.encode(row)
-        if encoded.length > rules.seq_length + 1:
-            if rules.overlong == "error":
-                raise ValueError(
-                    f"{encoded.length} tokens, --seq-length {rules.seq_length} holds {rules.seq_length + 1} "
-                    f"(--overlong drop or truncate goes on without; --max-pixels makes images smaller)."
-                )
-            shorter = self._truncate(row) if rules.overlong == "truncate" else None
-            if shorter is None:
-                answer.dropped.append((place, "too long"))
-                return
-            encoded = shorter
-            answer.truncated += 1
-        if not encoded.assistant[1:].any():
-            answer.dropped.append((place, "no token to learn"))
-            return
-        if len(encoded.places) and encoded.places[-1] == len(encoded.tokens) - 1:
-            answer.dropped.append((place, "ends with an image"))
-            return
-        answer.kept.append(encoded)
-
-    def _truncate(self, row: VisualRow) -> Compact | None:
-        """Up to the last assistant turn that fits, with whole images; None when none fits."""
-        turns = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
-        for number in reversed(turns):
-            encoded = self.encode(row.until(number + 1))
-            if encoded.length <= self._rules.chat.seq_length + 1:
-                return encoded
-        return None
 
     def encode(self, row: VisualRow) -> Compact:
         """One conversation; `ValueError` or `DataError` says why it cannot be used."""
         media = tuple(medium for part in row.media for medium in part)
         placed = tuple(measure(medium, self._rules.processor) for medium in media)
         if self._rules.chat.train_on_prompt:
-            text, _ = self._exchange(self._finder.text(row.messages, row.tools), [], media, placed)
-            tokens = np.array(self._tokenizer.encode(text), dtype=np.int32)
-            encoded = Encoded(tokens, np.ones(len(tokens), dtype=bool), 0)
-        else:
-            text, spans = self._finder.spans(row.messages, row.tools)
-            encoded = self._finder.mark(*self._exchange(text, spans, media, placed))
-        return self._compact(encoded, media, placed)
+            return self._plain(row, media, placed)
+        text, spans = self._finder.spans(row.messages, row.tools)
+        return self._compact(self._finder.mark(*self._exchange(text, spans, media, placed)), media, placed)
+
+    def length(self, row: VisualRow) -> int:
+        """Tokens of one conversation with every feature; no turn need be found."""
+        media = tuple(medium for part in row.media for medium in part)
+        placed = tuple(measure(medium, self._rules.processor) for medium in media)
+        return self._plain(row, media, placed).length
+
+    def _plain(self, row: VisualRow, media: tuple[Medium, ...], placed: tuple[Placed, ...]) -> Compact:
+        """One conversation of which every token counts."""
+        text, _ = self._exchange(self._finder.text(row.messages, row.tools), [], media, placed)
+        tokens = np.array(self._tokenizer.encode(text), dtype=np.int32)
+        return self._compact(Encoded(tokens, np.ones(len(tokens), dtype=bool), 0), media, placed)
 
     def _exchange(
         self, text: str, spans: list[Span], media: tuple[Medium, ...], placed: tuple[Placed, ...]
@@ -213,3 +167,29 @@ class VisualEncoder:
         return Compact(
             tokens=tokens, assistant=assistant, merged=encoded.merged, places=places, placed=placed, media=media
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One row, of which some messages may be taken with their media."""
+
+    encoder: VisualEncoder
+    row: VisualRow
+
+    def encode(self, numbers: list[int]) -> Compact:
+        """Tokens and items of the conversation made of these messages."""
+        return self.encoder.encode(self.row.of(numbers))
+
+    def length(self, numbers: list[int]) -> int:
+        """Its tokens with every feature."""
+        return self.encoder.length(self.row.of(numbers))
+
+    def size(self, one: Compact) -> int:
+        """Tokens of one that is encoded."""
+        return one.length
+
+    def unfit(self, one: Compact) -> str | None:
+        """Nothing is learned from one in which nothing counts; features at the very end have no label."""
+        if not one.assistant[1:].any():
+            return UNTAUGHT
+        return "ends with an image" if len(one.places) and one.places[-1] == len(one.tokens) - 1 else None

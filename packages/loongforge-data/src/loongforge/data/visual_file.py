@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,16 +18,16 @@ import numpy as np
 
 from loongforge.core.data.contract import PlacedItem
 from loongforge.core.errors import DataError
+from loongforge.data.accounts import Accounts
 from loongforge.data.items import spans
 from loongforge.data.media import Kind, Medium
 from loongforge.data.progress import progress
-from loongforge.data.rows import BadRows, read_lines
+from loongforge.data.row_files import ROWS, name_of, read_rows, row_files
+from loongforge.data.rows import BadRows, Place
 from loongforge.data.shards import read_index, shards_of
-from loongforge.data.tokenise import BATCH_ROWS, in_order
-from loongforge.data.visual_encode import Compact, Place, Source, VisualAnswer, VisualEncoder, VisualRules
+from loongforge.data.tokenise import batched, in_order
+from loongforge.data.visual_encode import Compact, Source, VisualEncoder, VisualRules
 
-_NAMED = 5
-"""Dropped rows that a report names."""
 _TABLES: dict[str, tuple[Any, int]] = {
     "tokens": (np.int32, 1),
     "mask": (np.bool_, 1),
@@ -58,6 +58,7 @@ class VisualFile:
     """A folder of arrays end to end, with the borders of conversations in each."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
             with np.load(folder / "borders.npz") as borders:
@@ -135,13 +136,16 @@ def write_visual(paths: list[Path], folder: Path, rules: VisualRules, workers: i
             streams = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in _TABLES}
             advance = stack.enter_context(progress(f"tokenising {folder.name.rpartition('-')[0]}", total))
             writer, bad = _Writer(streams), BadRows()
-            for answer in in_order(VisualEncoder, (rules,), _batches(_sources(paths, bad)), workers):
+            accounts = stack.enter_context(Accounts(temporary))
+            for answer in in_order(VisualEncoder, (rules,), batched(_sources(paths, bad, advance)), workers):
                 for place, reason in answer.bad:
                     bad.add(place.path, place.row, reason)
-                writer.add(answer)
-                advance(answer.size)
+                accounts.add(answer)
+                for one in answer.kept:
+                    writer.add(one)
             bad.check()
-        writer.finish(temporary, paths)
+        facts = accounts.summary(name_of(paths), len(writer.lengths))
+        (temporary / "facts.json").write_text(json.dumps({**facts, **writer.finish(temporary)}))
         os.rename(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}. Give --data-cache-path DIR.") from error
@@ -150,59 +154,41 @@ def write_visual(paths: list[Path], folder: Path, rules: VisualRules, workers: i
 
 
 def sources(path: str) -> list[Path]:
-    """The files behind a path: a `.jsonl` file, a shard, the shards of a directory; `DataError` for anything else."""
+    """The files behind a path: shards, or files of rows; `DataError` for anything else."""
     file = Path(path)
-    if file.is_dir() or file.suffix == ".tar":
-        return shards_of(file)
-    if file.suffix not in (".jsonl", ".json"):
-        raise DataError(f"{path}: images and videos are read from .jsonl files, .tar shards and directories of shards.")
-    if not file.is_file():
-        raise DataError(f"no file {file}.")
-    return [file]
+    if not file.is_dir() and file.suffix not in (".tar", *ROWS):
+        raise DataError(
+            f"{path}: images and videos are read from {', '.join(ROWS)} files, .tar shards and directories."
+        )
+    shards = file.suffix == ".tar" or (file.is_dir() and any(file.glob("*.tar")))
+    return shards_of(file) if shards else row_files(file)
 
 
-def _sources(paths: list[Path], bad: BadRows) -> Iterator[Source]:
+def _sources(paths: list[Path], bad: BadRows, advance: Callable[[int], None]) -> Iterator[Source]:
     for path in paths:
         if path.suffix == ".tar":
             for sample in read_index(path):
+                advance(sum(member.size for member in sample.members))
                 yield Place(str(path), f"key {sample.key!r}"), sample
         else:
-            for number, line in read_lines(path, bad):
+            for number, line in read_rows(path, bad, advance):
                 yield Place(str(path), number), line
 
 
-def _batches(rows: Iterable[Source]) -> Iterator[list[Source]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
-
-
 class _Writer:
-    """Appends conversations to the tables and accounts for every row."""
+    """Appends conversations to the tables and adds up what they hold."""
 
     def __init__(self, streams: Mapping[str, IO[bytes]]) -> None:
+        self.lengths: list[int] = []
         self._streams = streams
         self._sizes: dict[str, list[int]] = {"tokens": [], "items": [], "media": []}
-        self._lengths: list[int] = []
         self._known: dict[str, tuple[int, int]] = {}
         self._named = 0
-        self._counts: Counter[str] = Counter(rows=0, truncated=0, trained_tokens=0, merged_turn_starts=0)
-        self._dropped: Counter[str] = Counter()
-        self._lines: list[str] = []
+        self._counts: Counter[str] = Counter(trained_tokens=0, merged_turn_starts=0)
         self._digest = hashlib.blake2b(digest_size=8)
 
-    def add(self, answer: VisualAnswer) -> None:
-        """One batch."""
-        self._counts["rows"] += len(answer.kept) + len(answer.dropped)
-        self._counts["truncated"] += answer.truncated
-        for place, reason in answer.dropped:
-            self._dropped[reason] += 1
-            if len(self._lines) < _NAMED:
-                self._lines.append(f"{place}: {reason}")
-        for one in answer.kept:
-            self._conversation(one)
-
-    def _conversation(self, one: Compact) -> None:
+    def add(self, one: Compact) -> None:
+        """One conversation."""
         items = [(place, *item.grid, item.features) for place, item in zip(one.places.tolist(), one.items, strict=True)]
         tables = {
             "tokens": one.tokens,
@@ -220,7 +206,7 @@ class _Writer:
             self._streams["media"].write(np.array(row, dtype=np.int64).tobytes())
         for name, count in (("tokens", len(one.tokens)), ("items", len(items)), ("media", len(one.media))):
             self._sizes[name].append(count)
-        self._lengths.append(one.length)
+        self.lengths.append(one.length)
         self._counts["trained_tokens"] += int(one.assistant[1:].sum())
         self._counts["merged_turn_starts"] += one.merged
         self._counts.update(f"{medium.kind}s" for medium in one.media)
@@ -237,26 +223,11 @@ class _Writer:
             self._known[text] = place
         return self._known[text]
 
-    def finish(self, folder: Path, paths: list[Path]) -> None:
-        """Write borders and facts; `DataError` when nothing was kept."""
-        where = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} shards)"
-        if not self._counts["rows"]:
-            raise DataError(f"{where} holds no conversation.")
-        if not self._lengths:
-            raise DataError(
-                f"{where}: none of {self._counts['rows']} conversations can be used: {'; '.join(self._lines)}."
-            )
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Write the borders; what was added up."""
         tokens, items, media = (np.array([0, *accumulate(self._sizes[name])]) for name in ("tokens", "items", "media"))
-        lengths = np.array(self._lengths)
-        np.savez(folder / "borders.npz", tokens=tokens, items=items, media=media, lengths=lengths)
-        facts = {
-            **self._counts,
-            "tokens": sum(self._lengths),
-            "dropped": dict(self._dropped),
-            "dropped_lines": self._lines,
-            "digest": self._digest.hexdigest(),
-        }
-        (folder / "facts.json").write_text(json.dumps(facts))
+        np.savez(folder / "borders.npz", tokens=tokens, items=items, media=media, lengths=np.array(self.lengths))
+        return {**self._counts, "tokens": sum(self.lengths), "digest": self._digest.hexdigest()}
 
 
 def _table(file: Path, kind: Any, width: int) -> np.ndarray:

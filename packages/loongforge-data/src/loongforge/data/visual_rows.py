@@ -6,32 +6,30 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loongforge.data.formats import AUTO, Conversation, read_conversation
 from loongforge.data.media import Kind, Medium, kind_of
-from loongforge.data.rows import take_field, tools_of
 from loongforge.data.shards import ShardSample
-from loongforge.data.template import Message, check_message
+from loongforge.data.template import Message
 
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Lookup = Callable[[str, Kind], Medium]
 """From a name in a row to the medium it names; `ValueError` when there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisualRow:
+class VisualRow(Conversation):
     """A conversation whose contents are text; where a medium stands, it says what a template writes for one."""
 
-    messages: list[Message]
-    tools: list[Any] | None
     media: tuple[tuple[Medium, ...], ...]
     """Of each message, in the order of its text."""
 
-    def until(self, count: int) -> VisualRow:
-        """The first `count` messages with their media."""
-        return VisualRow(messages=self.messages[:count], tools=self.tools, media=self.media[:count])
+    def of(self, numbers: list[int]) -> VisualRow:
+        """Some of the messages with their media."""
+        chosen = [self.messages[number] for number in numbers]
+        return replace(self, messages=chosen, media=tuple(self.media[number] for number in numbers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +41,7 @@ class RowReader:
     """What a template writes for each kind of medium that the model knows."""
     marks: tuple[str, ...]
     """Special tokens of those; a message's own text may hold none of them."""
+    data_format: str = AUTO
 
     @property
     def places(self) -> dict[str, Kind]:
@@ -124,9 +123,7 @@ class RowReader:
         return {self.messages_field: messages, **{f"{kind}s": names for kind, names in media.items()}}
 
     def _row(self, row: dict[str, Any], find: Lookup) -> VisualRow:
-        listed = take_field(row, self.messages_field, "--messages-field")
-        if not isinstance(listed, list) or not listed:
-            raise ValueError(f"field {self.messages_field!r} must be a list of messages that is not empty.")
+        said = read_conversation(row, self.data_format, self.messages_field)
         if "audio" not in self.texts and row.get("audios"):
             raise ValueError("it lists audios, and this model hears none: take them out of the data.")
         waiting: dict[Kind, list[str]] = {kind: _names(row, kind) for kind in self.texts}
@@ -134,7 +131,7 @@ class RowReader:
         messages: list[Message] = []
         media: list[tuple[Medium, ...]] = []
         wanted: dict[Kind, int] = dict.fromkeys(self.texts, 0)
-        for number, message in enumerate(listed):
+        for number, message in enumerate(said.messages):
             content = _Content(reader=self, waiting=waiting, find=find, wanted=wanted)
             messages.append(self._message(message, number, content))
             media.append(tuple(content.media))
@@ -144,15 +141,9 @@ class RowReader:
                     f"{wanted[kind]} places for {kind}s in the messages (<{kind}>), {given[kind]} in the list "
                     f"'{kind}s': every one needs its own."
                 )
-        return VisualRow(messages=messages, tools=tools_of(row), media=tuple(media))
+        return VisualRow(messages=messages, tools=said.tools, form=said.form, media=tuple(media))
 
-    def _message(self, message: Any, number: int, content: _Content) -> Message:
-        if isinstance(message, dict) and "from" in message:
-            role = _SPEAKERS.get(str(message["from"]))
-            if role is None:
-                raise ValueError(f"message {number} is from {message['from']!r}; known: {', '.join(_SPEAKERS)}.")
-            message = {"role": role, "content": message.get("value")}
-        message = check_message(message, number)
+    def _message(self, message: Message, number: int, content: _Content) -> Message:
         said = message.get("content")
         if said is None:
             return message

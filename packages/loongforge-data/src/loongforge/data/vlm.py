@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,19 @@ import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest, VisualProcessor
 from loongforge.core.errors import DataError
-from loongforge.data.blend import parse_paths, split_range
-from loongforge.data.conversations import ChatRules
+from loongforge.data.accounts import Told
+from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
+from loongforge.data.conversations import ChatRules, chat_rules
 from loongforge.data.items import gathered
 from loongforge.data.media import decode
 from loongforge.data.once import build_once
-from loongforge.data.sequences import Group, Order, check_packing, fill, plan_packs, settings, taken
-from loongforge.data.tokenise import TokenizerChoice, spare_workers
+from loongforge.data.row_files import stamps
+from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
+from loongforge.data.tokenise import spare_workers
 from loongforge.data.visual_encode import VisualRules
 from loongforge.data.visual_file import VisualDocument, VisualFile, sources, write_visual
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when cached conversations of an earlier version must not be read."""
 
 
@@ -31,8 +31,8 @@ class VisualConversations:
     """Conversations `first` to `last - 1` of some files, one after the other."""
 
     def __init__(self, files: list[VisualFile], first: int, last: int) -> None:
-        self._files = files
-        self._first = first
+        self.files = files
+        self.first = first
         self._borders = np.cumsum([0, *(len(file) for file in files)])
         self.lengths: np.ndarray = np.concatenate([file.lengths for file in files])[first:last]
         """Tokens of each conversation, features included, int64."""
@@ -66,13 +66,13 @@ class VisualConversations:
 
     def grids(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many items each conversation has, int64 `[conversations]`, and the grids of all, int64 `[items, 3]`."""
-        places = numbers + self._first
+        places = numbers + self.first
         files = np.searchsorted(self._borders, places, side="right") - 1
-        return gathered(files, lambda file, which: self._files[file].grids(places[which] - self._borders[file]))
+        return gathered(files, lambda file, which: self.files[file].grids(places[which] - self._borders[file]))
 
     def _find(self, number: int) -> tuple[VisualFile, int]:
-        file = int(np.searchsorted(self._borders, number + self._first, side="right")) - 1
-        return self._files[file], number + self._first - int(self._borders[file])
+        file = int(np.searchsorted(self._borders, number + self.first, side="right")) - 1
+        return self.files[file], number + self.first - int(self._borders[file])
 
 
 class VisualSource:
@@ -86,7 +86,7 @@ class VisualSource:
         request: SourceRequest,
         pad_id: int,
         groups: list[tuple[VisualConversations, Group]],
-        weights: list[float],
+        paths: list[PathGroup],
         facts: dict[str, str],
         counts: dict[str, Any],
     ) -> None:
@@ -95,7 +95,8 @@ class VisualSource:
         self._processor = request.visual
         self._pad_id = pad_id
         self._groups = groups
-        self._order = Order(request, [group for _, group in groups], weights)
+        self._paths = paths
+        self._order = Order(request, [group for _, group in groups], [group.weight for group in paths])
         self._facts = facts
         self._counts = counts
 
@@ -157,12 +158,28 @@ class VisualSource:
         assert len(rows) == self._request.position_rank, f"{len(rows)} rows of position ids"
         return rows if len(rows) > 1 else rows[0]
 
+    @property
+    def packed(self) -> list[Packed]:
+        """Of each corpus the packs and where its conversations come from; empty without packing."""
+        return [
+            Packed(
+                paths=entry.paths,
+                caches=tuple(file.folder for file in conversations.files),
+                kept=tuple(len(file) for file in conversations.files),
+                first=conversations.first,
+                lengths=conversations.lengths,
+                packs=group.packs,
+            )
+            for entry, (conversations, group) in zip(self._paths, self._groups, strict=True)
+            if group.packs is not None
+        ]
+
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""
         return {"source": "vlm", **self._facts, **settings(self._request)}
 
     def report(self) -> Mapping[str, Any]:
-        """Rows and what became of them, images, tokens, sequences and how full they are, epochs asked for."""
+        """Rows and what became of them, images, tokens, sequences and how full they are, epochs of every corpus."""
         units = self._order.units
         positions = sum(int((conversations.lengths - 1).sum()) for conversations, _ in self._groups)
         return {
@@ -173,7 +190,7 @@ class VisualSource:
             "sequences": units,
             "filled": round(positions / (units * self._request.seq_length), 4),
             "samples": self._request.num_samples,
-            "epochs": round(self._request.num_samples / units, 3),
+            "epochs": told_epochs(self._paths, self._order.epochs()),
         }
 
 
@@ -182,22 +199,12 @@ def open_vlm(request: SourceRequest) -> VisualSource:
     if request.visual is None:
         raise DataError("the source 'vlm' reads images for a model with an image encoder; this model has none.")
     check_packing(request)
-    rules = ChatRules(
-        choice=TokenizerChoice(path=request.tokenizer_path, kind=request.tokenizer_type, vocab_size=request.vocab_size),
-        template_file=request.chat_template,
-        messages_field=request.messages_field,
-        train_on_prompt=request.train_on_prompt,
-        overlong=request.overlong,
-        seq_length=request.seq_length,
-    )
-    tokenizer, template = rules.open()
-    decisive = (tokenizer.identity(), template.source, sorted(tokenizer.special_tokens.items()), request.visual)
-    chosen_by = (rules.messages_field, rules.train_on_prompt, rules.overlong, rules.seq_length)
-    identity = repr((_FORMAT, *decisive, *chosen_by))
+    rules = chat_rules(request)
+    tokenizer, _ = rules.open()
+    identity = repr((_FORMAT, rules.identity(), request.visual))
     groups: list[tuple[VisualConversations, Group]] = []
     facts = {"template": hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}
-    counts: Counter[str] = Counter()
-    lines: list[str] = []
+    told = Told()
     paths = parse_paths(request.paths)
     for number, entry in enumerate(paths):
         files = [_tokenised(path, request, request.visual, rules, identity) for path in entry.paths]
@@ -209,13 +216,9 @@ def open_vlm(request: SourceRequest) -> VisualSource:
         packs = plan_packs(conversations.lengths, request, content) if request.packing else None
         groups.append((conversations, Group(len(conversations), packs)))
         for file in files:
-            told = dict(file.facts)
-            lines.extend(told.pop("dropped_lines"))
-            counts.update({f"dropped ({reason})": count for reason, count in told.pop("dropped").items()})
-            counts.update({name: count for name, count in told.items() if name != "digest"})
+            told.add(file.folder, file.facts)
     facts["weights"] = " ".join(f"{entry.weight:g}" for entry in paths)
-    report: dict[str, Any] = {**counts, **({"dropped_rows": lines} if lines else {})}
-    return VisualSource(request, tokenizer.pad_id, groups, [entry.weight for entry in paths], facts, report)
+    return VisualSource(request, tokenizer.pad_id, groups, paths, facts, told.report())
 
 
 def _tokenised(
@@ -223,8 +226,7 @@ def _tokenised(
 ) -> VisualFile:
     """The conversations of a path, tokenised into the cache first when they are not there."""
     files = sources(path)
-    stamps = [(os.path.realpath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.blake2b(repr((stamps, identity)).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(repr((stamps(files), identity)).encode(), digest_size=8).hexdigest()
     folder = request.cache / f"{Path(path).stem}-{key}"
     everything = VisualRules(chat=rules, processor=processor, folder=files[0].parent)
 

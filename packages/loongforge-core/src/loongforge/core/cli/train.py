@@ -46,6 +46,7 @@ def check_data_paths(config: RunConfig) -> None:
 
     Files only where a source of ours will read them: another wheel's source may mean something else by a path.
     """
+    from loongforge.core.data.paths import without_weights
     from loongforge.core.data.source import source_of
 
     section, source = config.data, source_of(config)
@@ -53,10 +54,9 @@ def check_data_paths(config: RunConfig) -> None:
         return
     absent: list[str] = []
     for flag, words in (("--data-path", section.data_path), ("--valid-data-path", section.valid_data_path)):
-        files = [word for word in words if not word.replace(".", "", 1).isdigit()]
         absent += [
             f"{flag}: no file {word!r}, nor {word}.bin beside {word}.idx."
-            for word in files
+            for word in without_weights(words)
             if not (Path(word).exists() or Path(f"{word}.bin").exists())
         ]
     if absent:

@@ -13,6 +13,7 @@ from loongforge.core.config.bounds import below, refuse
 from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.lora import LoraConfig
 from loongforge.core.config.parallel import ComponentParallel, ParallelConfig
+from loongforge.core.config.template_arguments import template_arguments
 
 RANDOM = "random"
 """In place of a directory to load from: leave the weights as they were initialised."""
@@ -179,10 +180,15 @@ class DataConfig:
     """Field of a `.jsonl` row that holds the text of pre-training."""
     messages_field: str = "messages"
     """Field of a `.jsonl` row that holds the conversation of fine-tuning."""
+    data_format: Literal["auto", "openai", "sharegpt", "alpaca"] = "auto"
+    """Form of the rows of fine-tuning; auto: the fields of each row tell."""
     train_on_prompt: bool = False
     """Count the loss on every token of a conversation, not on the assistant's alone."""
-    overlong: Literal["error", "drop", "truncate"] = "truncate"
-    """What happens to a conversation longer than seq_length; counted and reported."""
+    history_mask_loss: bool = False
+    """Of what the assistant says, count the loss on the last turn of a conversation alone."""
+    overlong: Literal["error", "drop", "truncate", "split"] = "truncate"
+    """What happens to a conversation longer than seq_length: whole turns at its end go, or it becomes several; counted,
+    reported and named."""
     shuffle: bool = True
     """Draw samples in a seeded random order, another one in every epoch."""
     balance: str | None = None
@@ -213,6 +219,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         positive = ("min_pixels", "max_pixels", "fps_min_frames", "fps_max_frames", "video_min_pixels")
         problems = below(0, "data", self, "num_workers") + below(1, "data", self, *positive, "video_max_pixels")
+        if self.train_on_prompt and self.history_mask_loss:
+            problems.append(
+                "data: train_on_prompt counts every token and history_mask_loss the last turn alone: give one of them."
+            )
         if self.fps is not None and self.fps <= 0:
             problems.append(f"data.fps: must be above 0, got {self.fps!r}.")
         for least, most in (
@@ -236,11 +246,21 @@ class TokenizerConfig:
     """Directory of the tokenizer; the directory given to --load when unset."""
     chat_template: str | None = None
     """File of a Jinja chat template that replaces the tokenizer's own."""
+    chat_template_kwargs: str | None = None
+    """Values the chat template reads besides the conversation, as JSON: `{"enable_thinking": false}`."""
     make_vocab_size_divisible_by: int = 1
     """Rows of the embedding are padded to a multiple of this times the tensor parallel size."""
 
     def __post_init__(self) -> None:
-        refuse(below(1, "tokenizer", self, "make_vocab_size_divisible_by"))
+        problems = below(1, "tokenizer", self, "make_vocab_size_divisible_by")
+        try:
+            template_arguments(self.chat_template_kwargs)
+        except ValueError as error:
+            problems.append(
+                f"tokenizer.chat_template_kwargs: {self.chat_template_kwargs!r}: {error}. Give a JSON object such as "
+                "'{\"enable_thinking\": false}'."
+            )
+        refuse(problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ consumed, whatever the number of ranks or loader workers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -256,10 +256,16 @@ class SourceRequest:
     messages_field: str
     train_on_prompt: bool
     overlong: str
-    """`error`, `drop` or `truncate`."""
+    """`error`, `drop`, `truncate` or `split`."""
     loss_mask_eod: bool
     is_builder: bool
     """True on the one process per node that may write into `cache`; the others wait at `barrier` and then read."""
+    data_format: str = "auto"
+    """`openai`, `sharegpt` or `alpaca`, the form of every row of conversations; `auto`: each row's own fields tell."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Values the chat template reads besides the conversation, by name."""
+    history_mask_loss: bool = False
+    """Of the assistant's turns in a conversation only the last one counts."""
     visual: VisualProcessor | None = None
     """How images and videos are prepared; None for a model without an encoder."""
     position_rank: int = 1

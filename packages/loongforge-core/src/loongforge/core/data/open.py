@@ -11,9 +11,11 @@ from typing import Any
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.start import Start
+from loongforge.core.config.template_arguments import template_arguments
 from loongforge.core.data.balance import Balancer, dealt
 from loongforge.core.data.contract import Measured, SampleSource, SourceRequest, VisualProcessor
 from loongforge.core.data.loader import Loader, LoaderShape
+from loongforge.core.data.paths import without_weights
 from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
 from loongforge.core.megatron.groups import World
@@ -77,7 +79,7 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
     train, section = plan.config.train, plan.config.data
     source = source_of(plan.config)
     needed = start.consumed_samples + max(0, plan.train_iters - start.step) * plan.global_batch_size
-    opened = source.open()(_request(plan, world, "train", section.data_path, needed))
+    opened = source.open()(request_of(plan, world, "train", section.data_path, needed))
     valid = None
     if train.eval_iters:
         if not section.valid_data_path and section.split is None and source.name != "mock":
@@ -86,7 +88,7 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
                 "--split 969,30,1, or set eval_iters to 0."
             )
         paths = section.valid_data_path or section.data_path
-        valid = source.open()(_request(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
+        valid = source.open()(request_of(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
     return Data(plan=plan, world=world, train=opened, valid=valid, balancer=_balancer(plan, opened, source.name))
 
 
@@ -103,7 +105,8 @@ def _balancer(plan: Plan, source: SampleSource, name: str) -> Balancer | None:
     return plugins.load("balancers", chosen).open()(plan)
 
 
-def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:
+def request_of(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_samples: int) -> SourceRequest:
+    """What a source is told for `train` or `valid`; samples depend on nothing else."""
     section, train, tokenizer = plan.config.data, plan.config.train, plan.config.tokenizer
     separate = part != "train" and bool(section.valid_data_path)
     return SourceRequest(
@@ -120,10 +123,13 @@ def _request(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_sa
         tokenizer_path=tokenizer_directory(plan),
         tokenizer_type=tokenizer.tokenizer_type,
         chat_template=tokenizer.chat_template,
-        cache=_cache(plan, paths),
+        chat_template_kwargs=template_arguments(tokenizer.chat_template_kwargs),
+        cache=cache_directory(plan, paths),
         text_field=section.text_field,
         messages_field=section.messages_field,
+        data_format=section.data_format,
         train_on_prompt=section.train_on_prompt,
+        history_mask_loss=section.history_mask_loss,
         overlong=section.overlong,
         loss_mask_eod=section.loss_mask_eod,
         is_builder=world.local_rank == 0,
@@ -175,11 +181,12 @@ def tokenizer_directory(plan: Plan) -> str | None:
     return load if load and any((Path(load) / file).is_file() for file in files) else None
 
 
-def _cache(plan: Plan, paths: tuple[str, ...]) -> Path:
+def cache_directory(plan: Plan, paths: tuple[str, ...]) -> Path:
+    """Where what is derived from `paths` is kept: as given, or in the directory of the run, or beside the first."""
     section, save = plan.config.data, plan.config.checkpoint.save
     if section.data_cache_path:
         return Path(section.data_cache_path)
     if save:
         return Path(save) / "data_cache"
-    files = [Path(path) for path in paths if not path.replace(".", "", 1).isdigit()]
-    return (files[0].parent if files else Path()) / ".loongforge_cache"
+    files = without_weights(paths)
+    return (Path(files[0]).parent if files else Path()) / ".loongforge_cache"

@@ -1,0 +1,135 @@
+"""Every row of a file is accounted for: kept as it is, or named with the rule that dropped, cut or split it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+from loongforge.core.errors import DataError
+from loongforge.data.rows import Place
+
+FILE = "dropped.jsonl"
+"""Beside the arrays of a cache: a line for every row that is not trained on as it is."""
+NAMED = 5
+"""Rows that a report names itself."""
+TOO_LONG = "too long"
+UNTAUGHT = "no token to learn"
+Done = Literal["dropped", "truncated", "split"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A row that is not trained on as it is."""
+
+    path: str
+    row: int | str
+    """Its line or number from 1, or its key in a shard."""
+    done: Done
+    rule: str
+    """Why: `too long`, `no token to learn`."""
+    tokens: int
+    """Of the whole conversation."""
+    pieces: int
+    """Conversations that were made of it."""
+    lost_messages: int
+    """Messages that are in none of them."""
+
+    def __str__(self) -> str:
+        """`rows.jsonl:3: too long`."""
+        return f"{self.path}:{self.row}: {self.rule}"
+
+
+@dataclass(slots=True)
+class Answer[E]:
+    """What became of a batch of rows."""
+
+    rows: int = 0
+    """All of them but bad ones."""
+    forms: Counter[str] = field(default_factory=Counter)
+    kept: list[E] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    bad: list[tuple[Place, str]] = field(default_factory=list)
+
+
+class Accounts:
+    """Counts rows by what became of them, and writes the notes of those that were changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._stream: IO[str] | None = None
+        self._rows = 0
+        self._forms: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, answer: Answer[Any]) -> None:
+        """One batch."""
+        self._rows += answer.rows
+        self._forms.update(answer.forms)
+        for note in answer.notes:
+            self._done[note.done] += 1
+            if note.done == "dropped":
+                self._dropped[note.rule] += 1
+                if len(self._lines) < NAMED:
+                    self._lines.append(str(note))
+            if self._stream is None:
+                self._stream = open(self._file, "w", encoding="utf-8")  # noqa: SIM115  closed at the end
+            self._stream.write(json.dumps(asdict(note), ensure_ascii=False) + "\n")
+
+    def summary(self, where: str, kept: int) -> dict[str, Any]:
+        """Facts for a report; `DataError` when there are no rows, or `kept`, the conversations to train on, is 0."""
+        if not self._rows:
+            raise DataError(f"{where} holds no conversation.")
+        if not kept:
+            raise DataError(f"{where}: none of {self._rows} conversations can be used: {'; '.join(self._lines)}.")
+        return {
+            "rows": self._rows,
+            "forms": dict(self._forms),
+            "truncated": self._done["truncated"],
+            "split": self._done["split"],
+            "conversations": kept,
+            "dropped": dict(self._dropped),
+            "dropped_lines": self._lines,
+            "noted": sum(self._done.values()),
+        }
+
+
+class Told:
+    """The facts of several caches as one report."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._forms: Counter[str] = Counter()
+        self._lines: list[str] = []
+        self._files: list[str] = []
+
+    def add(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """The facts of one cache: of `Accounts`, and counts of what was written."""
+        counts = {name: value for name, value in facts.items() if isinstance(value, int)}
+        self._files += [str(folder / FILE)] if counts.pop("noted") else []
+        self._counts.update(counts)
+        self._counts.update({f"dropped ({rule})": count for rule, count in facts["dropped"].items()})
+        self._forms.update(facts["forms"])
+        self._lines += facts["dropped_lines"]
+
+    def report(self) -> dict[str, Any]:
+        """Counts, formats, the first rows that were dropped, and the files that name all that were not kept whole."""
+        told: dict[str, Any] = dict(self._counts)
+        told["formats"] = ", ".join(f"{form} {count}" for form, count in sorted(self._forms.items()))
+        if self._lines:
+            told["dropped_rows"] = self._lines[:NAMED]
+        if self._files:
+            told["all_named_in"] = self._files
+        return told

@@ -1,0 +1,1 @@
+"""Subcommands of `loongforge data`, one in each module with `add_parser`."""
