@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from loongforge.data.convert import parser as convert
 from loongforge.data.tools import cache, inspect, pack, preprocess
 
 _EXAMPLES = """examples:
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_parser(verbs)
     inspect.add_parser(verbs)
     pack.add_parser(verbs)
+    convert.add_parser(verbs)
     return parser
 
 
