@@ -2,9 +2,10 @@
 
     uv run python bench/convert.py [--rows 2000] [--rounds 3]
 
-The peer writes the same members with `tarfile` and decodes every image in full with Pillow, in one process. Checks first
-that both archives hold the same members, and that one and two workers write the same bytes. `cpu` is CPU seconds of all
-processes together, the least of the rounds, per sample; both sides take turns. Files come from the page cache.
+The peer writes the same members with `tarfile` and decodes every image in full with Pillow, in one process. It checks
+first that both archives hold the same members, and that one and two workers write the same bytes. `cpu` is CPU
+seconds of all processes together, the least of the rounds, per sample; both sides take turns. Files come from the page
+cache.
 """
 
 from __future__ import annotations

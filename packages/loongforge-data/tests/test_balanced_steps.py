@@ -21,7 +21,7 @@ from loongforge.core.plan import Plan
 from loongforge.data.balance.step import StepBalancer, meeting, open_analytic
 from loongforge.data.balance.trade import traded
 from loongforge.data.chat import open_chat
-from loongforge.data.indexed import IndexedWriter
+from loongforge.data.indexed import token_type, write_index
 from loongforge.data.text import open_text
 from loongforge.data.vlm import open_vlm
 
@@ -114,9 +114,9 @@ def test_sources_know_what_their_samples_hold(packing: bool, chats, seeing) -> N
 
 
 def test_windows_of_text_all_cost_the_same(make_request, tmp_path: Path) -> None:
-    with IndexedWriter(str(tmp_path / "text"), 512) as writer:
-        writer.add([list(range(300)), list(range(200))])
-        writer.finish()
+    kind = token_type(512)
+    np.concatenate([np.arange(300), np.arange(200)]).astype(kind).tofile(tmp_path / "text.bin")
+    write_index(tmp_path / "text.idx", np.array([300, 200]), kind)
     source = open_text(make_request(tmp_path, paths=(str(tmp_path / "text"),), seq_length=SEQ))
     check_contents(source, [5, 2, 9])
     deal = open_analytic(plan_of(2, 2))(source.contents(range(4)))
