@@ -78,9 +78,12 @@ assert torch.zeros(2, device="cuda").device.type == "cpu"
 assert torch.zeros(2, device="meta").is_meta
 from megatron.core.tensor_parallel import random
 from loongforge.core.megatron.repairs import repairs
-from loongforge.core.platform.cpu_random import substitutions
-for one in (*substitutions(), *repairs()):
+from megatron.core.optimizer import clip_grads
+from loongforge.core.platform import cpu_norm, cpu_random
+from loongforge.core.platform.substitution import ORIGINAL
+for one in (*cpu_random.substitutions(), *cpu_norm.substitutions(), *repairs()):
     assert one.why and ".py" in one.upstream and one.remove_when, one.target
+assert hasattr(clip_grads.l2_norm_impl, ORIGINAL)
 """
     )
     assert done.returncode == 0, done.stderr

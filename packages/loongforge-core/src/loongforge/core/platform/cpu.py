@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils._device import _device_constructors
 
-from loongforge.core.platform import cpu_import, cpu_random, cpu_runtime
+from loongforge.core.platform import cpu_import, cpu_norm, cpu_random, cpu_runtime
 from loongforge.core.platform.contract import Memory, Platform
 from loongforge.core.platform.substitution import install
 from loongforge.kernels.host_memory import keep_freed_memory
@@ -34,8 +34,12 @@ class CpuPlatform(Platform):
         cpu_import.import_without_compiler()
 
     def after_import(self) -> None:
-        """Give megatron-core's random state tracker the CPU generator; drop its advice about CUDA launch queues."""
+        """Give megatron-core's random state tracker the CPU generator and its clipping an exact norm.
+
+        Its advice about CUDA launch queues is dropped.
+        """
         install(cpu_random.substitutions())
+        install(cpu_norm.substitutions())
         from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce as linear
 
         linear.warned = True  # upstream's own mark; else it recommends CUDA_DEVICE_MAX_CONNECTIONS, which a CPU has not
