@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike
 
 from loongforge.core import plugins
 from loongforge.core.config.resolve import resolve
-from loongforge.core.data.balance import dealt
+from loongforge.core.data.balance import dealt, meeting
 from loongforge.core.data.contract import Contents, Measured
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.plan import Plan
-from loongforge.data.balance.step import StepBalancer, meeting, open_analytic
+from loongforge.data.balance.step import StepBalancer, open_analytic
 from loongforge.data.balance.trade import traded
 from loongforge.data.chat import open_chat
 from loongforge.data.indexed import token_type, write_index

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loongforge.core.config.resolve import resolve
+from loongforge.core.errors import ConfigError, DataError
+from loongforge.core.plan import Plan
 from loongforge.data.balance.fit import FittedCost, fit, fitted, nonnegative
+from loongforge.data.balance.measured import KINDS, fit_costs, open_measured
 from loongforge.data.items import ItemError
 
 CROSSOVER = 16_800
@@ -91,3 +97,51 @@ def test_too_few_rows_and_broken_times() -> None:
         fit(np.ones((9, 3)), [1, 1, float("nan"), *[1] * 6])
     with pytest.raises(ItemError, match="work has 2 columns"):
         fitted(Patches(), np.ones((9, 2)), np.ones(9))
+
+
+def times_file(path: Path, rows: list[dict[str, float]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in [{"about": {}}, *rows]))
+    return path
+
+
+def test_times_that_say_too_little_are_refused(tmp_path: Path) -> None:
+    work, seconds = measured(4, 9, 0, noise=0.0)
+    rows = [
+        dict(zip((*KINDS, "seconds"), (*row, time), strict=True))
+        for row, time in zip(work.tolist(), np.random.default_rng(0).permutation(seconds).tolist(), strict=True)
+    ]
+    output = tmp_path / "costs.json"
+    with pytest.raises(
+        DataError, match=r"explain 0\.\d+ of the variance of 36 times, 0.9 is needed; nothing is written"
+    ):
+        fit_costs(times_file(tmp_path / "times", rows), output)
+    with pytest.raises(DataError, match=r"3 rows of work and 3 times: .* Train more steps with --balance-times"):
+        fit_costs(times_file(tmp_path / "times", rows[:3]), output)
+    with pytest.raises(
+        DataError, match=r"times:2: no line of a file that --balance-times wrote \(KeyError\('squares'\)\)"
+    ):
+        fit_costs(times_file(tmp_path / "times", [{"tokens": 1.0}]), output)
+    (tmp_path / "empty").touch()
+    with pytest.raises(DataError, match=r"empty is empty: train with --balance-times"):
+        fit_costs(tmp_path / "empty", output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "data.balance=measured needs --balance-costs FILE"),
+        ("{", "is no file that loongforge data fit-costs wrote"),
+        ('{"rates": {"tokens": -1, "squares": 0, "encoder": 0}, "constant": 0, "r2": 1, "about": {}}', "none may be"),
+        ('{"rates": {"tokens": 1, "squares": 0, "encoder": 0}, "constant": 0, "r2": 1, "about": {}}',
+         "was measured with tp=None, this run has 1"),
+    ],
+)  # fmt: skip
+def test_costs_that_do_not_fit_the_run(content: str | None, says: str, tmp_path: Path) -> None:
+    words = ["--model-name", "qwen3_0_6b", "--train-iters", "1", "--seq-length", "64", "--balance", "measured"]
+    if content is not None:
+        (tmp_path / "costs.json").write_text(content)
+        words += ["--balance-costs", str(tmp_path / "costs.json")]
+    with pytest.raises(ConfigError) as error:
+        open_measured(Plan.of(resolve(words, note=lambda _: None), 1))
+    assert says in str(error.value)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 
 from loongforge.core.errors import DataError
 from loongforge.data.cli import command
+from loongforge.data.convert import run
 from loongforge.data.convert.options import ConvertOptions, part_of
+from loongforge.data.engine import Local
 from loongforge.data.shards import read_index, shards_of
 
 COMMAND = "import sys; from loongforge.core.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -38,6 +41,21 @@ def test_workers_and_spelling_change_nothing(rows, convert, content, tmp_path: P
     sizes = [len(data) for name, data in first.items() if name.endswith(".tar")]
     limited = content(convert(file, f"--maxsize={max(sizes) // 2}", into="three"))
     assert all(len(data) <= max(sizes) // 2 for name, data in limited.items() if name.endswith(".tar"))
+
+
+def test_tasks_of_an_engine_write_the_same_bytes(rows, convert, content, monkeypatch, tmp_path: Path) -> None:
+    expected = content(convert(rows, "--maxcount=7", into="one"))
+    monkeypatch.chdir(tmp_path)  # tasks have working directories of their own
+    monkeypatch.setattr(run, "open_engine", lambda name, workers: Local(workers=2))
+    assert content(convert(tmp_path / "rows.jsonl", "--maxcount=7", "--engine=ray", into="two")) == expected
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'loongforge-data[ray]'")
+@pytest.mark.filterwarnings("ignore")  # Ray's own, of files and processes it leaves to the operating system
+def test_a_cluster_writes_the_same_bytes(rows, convert, content, tmp_path: Path) -> None:
+    expected = content(convert(rows, "--maxcount=7", "--split=80,20", into="one"))
+    words = ("--maxcount=7", "--split=80,20", "--engine=ray")
+    assert content(convert(tmp_path / "rows.jsonl", *words, into="two")) == expected
 
 
 def test_a_killed_conversion_goes_on_to_the_same_bytes(many: Path, convert, content, media: Path, tmp_path) -> None:

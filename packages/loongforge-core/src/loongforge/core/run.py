@@ -53,6 +53,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
     from loongforge.core.data.open import open_data
     from loongforge.core.megatron.groups import join
     from loongforge.core.model.build import build_model
+    from loongforge.core.step.busy import busy_times
     from loongforge.core.step.evaluate import held_out_loss
     from loongforge.core.step.forward import train_step
     from loongforge.core.step.optimizer import build_training
@@ -67,6 +68,7 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
         notes += load_weights(plan, world, model, start)
         training = build_training(plan, world, model)
         notes += load_training(plan, world, training, start)
+        busy = busy_times(plan, world, training)
         with (
             Watch(config, directory, world.is_main, plan.train_iters, start.step) as watch,
             data.loader(start.consumed_samples) as loader,
@@ -82,7 +84,8 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                 began, waited = time.perf_counter(), loader.waited
                 micro_batches = loader.step()
                 require_one_deal(loader.deal, world, step, start.step)
-                result = train_step(plan, world, training, micro_batches, step)
+                with busy(step, micro_batches):
+                    result = train_step(plan, world, training, micro_batches, step)
                 platform.synchronize()
                 seconds = time.perf_counter() - began
                 watch.step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from loongforge.data.convert import parser as convert
-from loongforge.data.tools import cache, inspect, pack, preprocess
+from loongforge.data.tools import cache, fit_costs, inspect, pack, preprocess
 
 _EXAMPLES = """examples:
   loongforge data preprocess corpus.jsonl --output data/corpus --hf-tokenizer-path Qwen3-0.6B --append-eod --workers 8
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_parser(verbs)
     pack.add_parser(verbs)
     convert.add_parser(verbs)
+    fit_costs.add_parser(verbs)
     return parser
 
 

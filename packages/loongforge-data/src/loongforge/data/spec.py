@@ -31,9 +31,15 @@ ANALYTIC = BalancerSpec(
     open=Lazy("loongforge.data.balance.step:open_analytic"),
     summary="Even work in every step, by the FLOPs of the model's own geometry",
 )
+MEASURED = BalancerSpec(
+    name="measured",
+    api=(1, 0),
+    open=Lazy("loongforge.data.balance.measured:open_measured"),
+    summary="Even work in every step, by rates fitted to a run's own times (data.balance_costs)",
+)
 COMMAND = CommandSpec(
     name="data",
     api=(1, 0),
     command=Lazy("loongforge.data.cli:command"),
-    summary="Prepare and look at data: preprocess, cache, pack, inspect",
+    summary="Prepare and look at data: preprocess, cache, pack, inspect, convert-to-webdataset, verify, fit-costs",
 )

@@ -192,11 +192,16 @@ class DataConfig:
     shuffle: bool = True
     """Draw samples in a seeded random order, another one in every epoch."""
     balance: str | None = None
-    """Registered balancer that deals the samples of each step to data parallel ranks by cost: `analytic`. By position
-    when unset."""
+    """Registered balancer that deals the samples of each step to data parallel ranks by cost: `analytic`, by the
+    arithmetic of the model, or `measured`, by `balance_costs`. By position when unset."""
     balance_sync: Literal["step", "micro_batch"] | None = None
     """Where a balancer takes ranks to wait for each other: at the end of a step, or in each micro-batch as with experts
     spread over data parallel ranks. By the layout when unset."""
+    balance_costs: str | None = None
+    """File of `loongforge data fit-costs`, which the balancer `measured` reckons with."""
+    balance_times: str | None = None
+    """File to write how long every replica was busy in each step, for `loongforge data fit-costs`; a device is
+    synchronised once more in every step."""
     min_pixels: int | None = None
     """Smallest area of an image after resizing; the model's own rule when unset."""
     max_pixels: int | None = None

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from loongforge.core.errors import DataError
 if TYPE_CHECKING:
     from loongforge.core.data.loader import LoaderShape
     from loongforge.core.megatron.groups import World
+    from loongforge.core.plan.plan import Plan
 
 CHECK_INTERVAL = 100
 """Steps between two comparisons of the deal over all ranks."""
@@ -84,6 +85,16 @@ def dealt(source: Measured, balancer: Balancer, shape: LoaderShape, seq_length: 
             numbers=deal.numbers,
             digest=_digest(contents, deal),
         )
+
+
+def meeting(plan: Plan) -> Literal["step", "micro_batch"]:
+    """Where data parallel ranks of this layout wait for each other: in each micro-batch where they share experts, or a
+    block of the encoder inside the forward pass, or count tokens of an expert together; else where a step ends."""
+    layout, encoder, experts = plan.layout, plan.encoder, plan.geometry.experts
+    replica = layout.tp * layout.cp
+    counted = experts is not None and experts.balance_coeff > 0 and experts.load_balancing == "global_aux_loss"
+    shared = encoder is not None and encoder.mode == "inline" and encoder.tp > replica
+    return "micro_batch" if layout.ep * layout.etp > replica or shared or counted else "step"
 
 
 def require_one_deal(deal: DealtStep | None, world: World, step: int, start: int) -> None:

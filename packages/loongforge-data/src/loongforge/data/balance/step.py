@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loongforge.core.data.balance import Deal
+from loongforge.core.data.balance import Deal, meeting
 from loongforge.core.data.contract import Contents
 from loongforge.core.plan.plan import Plan
 from loongforge.data.balance.cost import AnalyticCost
@@ -45,7 +45,8 @@ class StepBalancer:
     nothing is quicker.
     """
 
-    def __init__(self, plan: Plan, cost: CostModel) -> None:
+    def __init__(self, plan: Plan, cost: CostModel, *, of_rank: bool = False) -> None:
+        """`of_rank`: costs are those of the busiest rank of a replica, else of all its ranks, which share them."""
         self._cost = cost
         self._ranks, self._parts, self._rows = plan.layout.dp, plan.num_microbatches, plan.micro_batch_size
         self._length = plan.seq_length
@@ -53,7 +54,7 @@ class StepBalancer:
         """Where ranks wait for each other."""
         apart = plan.encoder is not None and plan.encoder.mode == "apart"
         self._separate = self.sync == "micro_batch" or apart
-        self._foundation_share, self._encoder_share = shares(plan)
+        self._foundation_share, self._encoder_share = (1.0, 1.0) if of_rank else shares(plan)
 
     def __call__(self, contents: Contents) -> Deal:
         """Where each document goes, with `balance_before`, `balance_ratio`, `balance_bound` and `balance_moved`."""
@@ -179,16 +180,6 @@ class _Work:
 def open_analytic(plan: Plan) -> StepBalancer:
     """The balancer `analytic`."""
     return StepBalancer(plan, AnalyticCost(plan))
-
-
-def meeting(plan: Plan) -> Sync:
-    """Where data parallel ranks of this layout wait for each other: in each micro-batch where they share experts, or a
-    block of the encoder inside the forward pass, or count tokens of an expert together; else where a step ends."""
-    layout, encoder, experts = plan.layout, plan.encoder, plan.geometry.experts
-    replica = layout.tp * layout.cp
-    counted = experts is not None and experts.balance_coeff > 0 and experts.load_balancing == "global_aux_loss"
-    shared = encoder is not None and encoder.mode == "inline" and encoder.tp > replica
-    return "micro_batch" if layout.ep * layout.etp > replica or shared or counted else "step"
 
 
 def shares(plan: Plan) -> tuple[float, float]:

@@ -35,6 +35,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="rows with images and videos to shards",
     )
     from loongforge.data.convert.options import MEDIA, SAMPLE_TYPES
+    from loongforge.data.engine import ENGINES
 
     one.add_argument("--json-file", required=True, metavar="FILE", help=".json (a list), .jsonl or .parquet")
     one.add_argument("--output-dir", required=True, metavar="DIR", help="made when it is not there")
@@ -47,7 +48,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     one.add_argument("--maxcount", type=int, default=10_000, metavar="N", help="most rows of a shard (default 10000)")
     one.add_argument("--maxsize", type=int, default=3_000_000_000, metavar="BYTES", help="most bytes (default 3e9)")
     one.add_argument("--split", metavar="SHARES", help="train, val and test by key, as in 95,5,0; each gets a folder")
-    one.add_argument("--workers", type=int, metavar="N", help="processes, a shard each (default: cores, at most 16)")
+    one.add_argument("--engine", choices=ENGINES, default="local", help="processes here (default), or a Ray cluster")
+    one.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes or tasks, a shard each (default: cores, at most 16; with ray every CPU of the cluster)",
+    )
     one.add_argument("--on-bad", choices=("error", "skip"), default="error", help="rows that cannot be used")
     one.add_argument("--max-bad", type=int, default=1000, metavar="N", help="stop after so many (default 1000)")
     one.add_argument("--resume", action="store_true", help="the default, and only said: finished shards are kept")
@@ -70,7 +77,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     file = Path(arguments.json_file)
     if not file.is_file():
         raise DataError(f"--json_file: no file {file}.")
-    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if arguments.workers is None else arguments.workers
+    here = min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if arguments.engine == "local" else 0
+    workers = here if arguments.workers is None else arguments.workers
     if workers < 0 or arguments.max_bad < 0:
         raise DataError(f"--workers {workers} --max-bad {arguments.max_bad}: both must be 0 or more.")
     if arguments.resume and arguments.overwrite:
@@ -87,7 +95,13 @@ def _convert(arguments: argparse.Namespace) -> int:
         maxsize=arguments.maxsize,
         split=arguments.split,
     )
-    how = Conduct(workers=workers, on_bad=arguments.on_bad, max_bad=arguments.max_bad, overwrite=arguments.overwrite)
+    how = Conduct(
+        workers=workers,
+        engine=arguments.engine,
+        on_bad=arguments.on_bad,
+        max_bad=arguments.max_bad,
+        overwrite=arguments.overwrite,
+    )
     folder = Path(arguments.output_dir)
     manifest = convert(options, folder, how)
     said = {"output_dir": str(folder), **manifest["totals"], "parts": manifest["parts"]}

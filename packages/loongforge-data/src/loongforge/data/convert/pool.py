@@ -1,17 +1,20 @@
-"""Shards in processes: each writes one at a time and says how far it is."""
+"""Shards in processes, which say how far they are, or as tasks of an engine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 from loongforge.core.errors import DataError
 from loongforge.data.convert.shard import ShardRecord, ShardTask, write_shard
+from loongforge.data.engine import Engine
 
 _TELL_SECONDS = 0.2
 """Between two messages of a process about its progress."""
@@ -35,6 +38,24 @@ def write_shards(tasks: Iterable[ShardTask], workers: int, advance: Advance) -> 
             pool.give(task)
         while pool.is_busy():
             yield from pool.answers()
+
+
+def write_on(engine: Engine, tasks: Iterable[ShardTask], advance: Advance) -> Generator[ShardRecord]:
+    """As `write_shards`, with a task of the engine for each shard; progress is told by whole shards."""
+    sizes: deque[int] = deque()
+
+    def measured() -> Iterator[ShardTask]:
+        for task in tasks:
+            sizes.append(sum(sample.read for sample in task.samples))
+            yield replace(task, folder=task.folder.absolute())  # a task has another working directory
+
+    for record in engine.map(_writer, (), measured()):
+        advance(sizes.popleft())
+        yield record
+
+
+def _writer() -> Callable[[ShardTask], ShardRecord]:
+    return lambda task: _written(task, lambda size: None)
 
 
 def _written(task: ShardTask, advance: Advance) -> ShardRecord:

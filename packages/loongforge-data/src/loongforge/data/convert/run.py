@@ -16,9 +16,10 @@ from loongforge.data.convert.energon import write_metadata
 from loongforge.data.convert.folder import MANIFEST, REPORT, claimed, finished, tidy
 from loongforge.data.convert.options import PARTS, ConvertOptions
 from loongforge.data.convert.plan import plan_shards
-from loongforge.data.convert.pool import write_shards
+from loongforge.data.convert.pool import write_on, write_shards
 from loongforge.data.convert.rows import Row, read_rows
 from loongforge.data.convert.shard import Finding, ShardTask, write_text
+from loongforge.data.engine import open_engine
 from loongforge.data.progress import progress
 
 
@@ -27,6 +28,7 @@ class Conduct:
     """How to convert; no byte of a shard depends on it."""
 
     workers: int
+    engine: Literal["local", "ray"] = "local"
     on_bad: Literal["error", "skip"] = "error"
     max_bad: int = 1000
     """Rows that may be left out before the conversion stops."""
@@ -79,7 +81,12 @@ def _run(account: Account, options: ConvertOptions, how: Conduct) -> None:
 
         rows = account.count(read_rows(options.json_file))
         tasks = unfinished(plan_shards(rows, options, account.folder, leave_out))
-        with closing(write_shards(tasks, how.workers, advance)) as records:  # closing ends the processes
+        written = (
+            write_shards(tasks, how.workers, advance)
+            if how.engine == "local"
+            else write_on(open_engine(how.engine, how.workers), tasks, advance)
+        )
+        with closing(written) as records:  # closing ends the processes
             for record in records:
                 account.add(record)
 
