@@ -7,6 +7,9 @@ import torch
 
 from loongforge.kernels.cross_entropy import cross_entropy
 from loongforge.kernels.cross_entropy.reference import cross_entropy as cross_entropy_truth
+from loongforge.kernels.grouped_linear import grouped_linear
+from loongforge.kernels.grouped_linear.grouped_mm import grouped_linear as grouped_mm_linear
+from loongforge.kernels.grouped_linear.reference import grouped_linear as grouped_linear_truth
 from loongforge.kernels.linear_cross_entropy import linear_cross_entropy
 from loongforge.kernels.linear_cross_entropy.reference import linear_cross_entropy as linear_cross_entropy_truth
 from loongforge.kernels.rms_norm import rms_norm
@@ -130,6 +133,42 @@ def test_cross_entropy_where_the_model_is_sure():
     sure = 3 * torch.tensor(-7.0, dtype=torch.float64).exp()
     # one fp32 step near 1 is 6e-8, 2.2e-5 of this gradient; measured 5e-5
     assert logits.grad[0, 1].item() == pytest.approx((-sure / (1 + sure)).item(), rel=1e-4)
+
+
+@DTYPES
+@pytest.mark.parametrize("op", [grouped_linear, grouped_mm_linear], ids=["eager", "grouped_mm"])
+@pytest.mark.parametrize("counts", [(5,), (3, 0, 7, 1), (0, 0), (64, 1, 63)], ids=str)
+def test_grouped_linear(counts, op, dtype):
+    x = tensor(sum(counts), 24, dtype=dtype)
+    weights = [tensor(40, 24, dtype=dtype, seed=number + 1) for number in range(len(counts))]
+    grad = tensor(sum(counts), 40, seed=9)
+    y = compare(
+        lambda x, *w: op(x, w, counts),
+        lambda x, *w: grouped_linear_truth(x, w, counts),
+        (x, *weights),
+        grad,
+        RATIO[dtype],
+    )
+    assert y.dtype == dtype
+
+
+def test_grouped_linear_of_rows_that_no_kernel_takes():
+    x, weights = tensor(5, 7, dtype=torch.float32), [tensor(3, 7, dtype=torch.float32, seed=one) for one in (1, 2)]
+    compare(
+        lambda x, *w: grouped_mm_linear(x, w, (2, 3)), lambda x, *w: grouped_linear_truth(x, w, (2, 3)), (x, *weights),
+        tensor(5, 3, seed=9), RATIO[torch.float32],
+    )  # fmt: skip
+
+
+def test_grouped_linear_takes_views_and_leaves_out_what_is_frozen():
+    x = tensor(24, 9, dtype=torch.float32).detach().t().requires_grad_()
+    weights = [tensor(8, 24, dtype=torch.float32, seed=number) for number in (1, 2)]
+    frozen = weights[1].requires_grad_(False)
+    grouped_mm_linear(x, weights, (4, 5)).sum().backward()
+    assert frozen.grad is None
+    expected = torch.autograd.grad(grouped_linear_truth(x, weights, (4, 5)).sum(), (x, weights[0]))
+    assert_close("x", x.grad, expected[0], 4e-7)
+    assert_close("weight", weights[0].grad, expected[1], 4e-7)
 
 
 LINEAR_CASES = [(1, 4, 3), (10, 5, 17), (70, 24, 1009)]

@@ -198,9 +198,6 @@ def test_shape_flags_reach_the_foundation() -> None:
         (["--moe-token-dispatcher-type", "flex"],
          "--moe-token-dispatcher-type: 'flex' is refused, it needs the kernels of DeepEP or HybridEP, which no "
          "platform here has."),
-        (["--moe-grouped-gemm"],
-         "--moe-grouped-gemm: refused, one matrix product for all experts needs TransformerEngine's layer, whose "
-         "weights have other names; experts are MLPs of their own here, the same in every checkpoint. Leave it out."),
         (["--bf16=yes"], "--bf16: takes no value, got 'yes'."),
         (["--packing=maybe"], "--packing: takes true or false, got 'maybe'."),
         (["run.yaml"], "'run.yaml': neither a flag (--name value) nor an override (key=value). "

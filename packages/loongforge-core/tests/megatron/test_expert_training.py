@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loongforge.core import plugins
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import (
     ComponentConfig,
     ModelConfig,
@@ -59,7 +60,9 @@ def model(tiny: Any) -> Any:
     return geometry, tiny.reference_gradients(geometry)[1]
 
 
-def steps(worker: Any, tiny: Any, model: Any, parallel: ParallelConfig) -> tuple[list[tuple[float, ...]], Any]:
+def steps(
+    worker: Any, tiny: Any, model: Any, parallel: ParallelConfig, moe: ExpertConfig | None = None
+) -> tuple[list[tuple[float, ...]], Any]:
     """Loss, gradient norm and balance loss of every step, and the number of parameters."""
     from loongforge.core.megatron.groups import join
     from loongforge.core.model.build import build_model
@@ -74,10 +77,13 @@ def steps(worker: Any, tiny: Any, model: Any, parallel: ParallelConfig) -> tuple
         train=TrainConfig(train_iters=STEPS, seq_length=tiny.LENGTH, global_batch_size=tiny.SAMPLES, precision="fp32"),
         optimizer=OptimizerConfig(lr=1e-3),
         parallel=parallel,
+        moe=moe or ExpertConfig(),
     )
     plan = Plan.of(config, worker.world_size)
     with join(plan.layout, worker, choose("cpu").platform(), 1.0) as world:
         built = build_model(plan, world)
+        kinds = {type(one).__name__ for one in built.chunks[0].modules()}
+        assert ("GroupedExperts" in kinds) == bool(config.moe.moe_grouped_gemm)
         tiny.load(built.chunks[0], world, weights)
         training = build_training(plan, world, built)
         batch = tiny.batch()
@@ -90,8 +96,10 @@ def steps(worker: Any, tiny: Any, model: Any, parallel: ParallelConfig) -> tuple
         return measured, sum(part.total for part in built.parts)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_steps_equal_one_process(name: str, tiny: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "grouped"), [*((name, False) for name in LAYOUTS), ("ep2 sharded", True)])
+def test_steps_equal_one_process(
+    name: str, grouped: bool, tiny: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import loongforge.core.model.build
     import loongforge.core.step.forward
     import loongforge.core.step.optimizer  # noqa: F401  inherited by the forks
@@ -101,7 +109,8 @@ def test_steps_equal_one_process(name: str, tiny: Any, model: Any, monkeypatch: 
     world, parallel = LAYOUTS[name]
     (expected, size), *_ = run_distributed(lambda worker: steps(worker, tiny, model, ParallelConfig()), 1)
     assert expected[-1][0] < expected[0][0]
-    for found, total in run_distributed(lambda worker: steps(worker, tiny, model, parallel), world):
+    moe = ExpertConfig(moe_grouped_gemm=grouped)
+    for found, total in run_distributed(lambda worker: steps(worker, tiny, model, parallel, moe), world):
         # Measured: 1e-7.
         assert torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
         assert total == size

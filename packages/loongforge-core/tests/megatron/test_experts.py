@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import ParallelConfig
 from loongforge.core.testing import run_distributed
 
@@ -54,6 +55,28 @@ def test_layouts_equal_transformers_with_the_balance_loss(name: str, tiny: Any, 
     difference, tensor = tiny.worst(found, expected)
     assert difference < TOLERANCE, tensor
     assert [rank.balance for rank in found] == pytest.approx([expected.balance] * where.world, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dp2", "tp2 ep2 etp2"])
+def test_one_product_for_all_experts_changes_nothing(name: str, tiny: Any, qwen: Any) -> None:
+    geometry, expected, weights = qwen
+    where = tiny.layout(**LAYOUTS[name])
+    recomputed = ParallelConfig(recompute_granularity="full")
+    found = run_distributed(
+        lambda worker: tiny.measure(
+            geometry,
+            where,
+            worker,
+            weights,
+            parallel=recomputed,
+            moe=ExpertConfig(moe_grouped_gemm=True),
+            training=True,
+        ),
+        where.world,
+    )
+    assert max(rank.loss for rank in found) == pytest.approx(expected.loss, rel=1e-6)
+    difference, tensor = tiny.worst(found, expected)
+    assert difference < TOLERANCE, tensor
 
 
 def test_the_balance_loss_is_in_those_gradients(tiny: Any, qwen: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,11 +180,16 @@ def test_the_all_gather_brings_tokens_to_the_same_experts(layout: str, tiny: Any
 
 
 def test_an_exchange_that_the_platform_cannot_do_is_refused(tiny: Any) -> None:
+    import torch
+
     from loongforge.core.errors import ConfigError
     from loongforge.core.megatron.experts import expert_options
+    from loongforge.core.megatron.specs import layers_for
+    from loongforge.core.platform import choose
 
     experts, where = tiny.deepseek3().experts, tiny.layout(2, tp=2, etp=2)
-    even, uneven = SimpleNamespace(uneven_gather=False), SimpleNamespace(uneven_gather=True)
+    layers = layers_for(choose("cpu").platform(), torch.float32)
+    even, uneven = (replace(layers, uneven_gather=gathers) for gathers in (False, True))
     asked = ExpertConfig(moe_token_dispatcher_type="alltoall")
     for training, word in (
         (asked, "moe_token_dispatcher_type='alltoall'"),

@@ -84,5 +84,17 @@ KERNELS: tuple[KernelSpec, ...] = (
         summary="causal attention: matrix products of what each block may see, own backward",
     ),
     *_torch_paths("adamw", "AdamW step"),
+    *_torch_paths("grouped_linear", "a matrix for each group of rows"),
+    KernelSpec(
+        op="grouped_linear",
+        impl="grouped_mm",
+        target="loongforge.kernels.grouped_linear.grouped_mm:grouped_linear",
+        devices=("cuda",),
+        dtypes=("bfloat16",),
+        capability="sm_80",
+        priority=20,
+        requires=("torch>=2.10",),
+        summary="a matrix for each group of rows: one launch for all where rows are multiples of 16 bytes",
+    ),
 )
 """What this wheel implements."""

@@ -23,6 +23,9 @@ class ExpertConfig:
     """Fill every expert's input up to its capacity, so that all sizes are fixed."""
     moe_token_dispatcher_type: Literal["alltoall", "allgather"] | None = None
     """How tokens get to their experts; alltoall when unset, where the platform's collectives can."""
+    moe_grouped_gemm: bool | None = None
+    """One matrix product for all experts of a rank instead of one for each; unset, where that is faster: on NVIDIA GPUs
+    in bf16."""
     moe_shared_expert_overlap: bool = False
     """Compute the shared expert while tokens are on their way."""
 

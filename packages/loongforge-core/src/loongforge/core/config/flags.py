@@ -59,6 +59,7 @@ ALIASES: tuple[Flag, ...] = (
     Flag(name="tokenizer-model", path="tokenizer.hf_tokenizer_path"),
     Flag(name="persistent-save-interval", path="checkpoint.save_interval"),
     _switch("freeze-all-layers", "model.foundation.freeze", True),
+    _switch("moe-grouped-gemm", "moe.moe_grouped_gemm", True),
     Flag(
         name="moe-token-dispatcher-type",
         path="moe.moe_token_dispatcher_type",

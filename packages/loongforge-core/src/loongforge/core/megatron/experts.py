@@ -19,6 +19,7 @@ from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 
 from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.errors import ConfigError
+from loongforge.core.megatron.grouped_experts import GroupedExperts
 from loongforge.core.megatron.router import Router
 from loongforge.core.model.geometry import ExpertGeometry
 from loongforge.core.plan.layout import Layout
@@ -40,7 +41,7 @@ def experts_builder(layers: Layers, experts: ExpertGeometry) -> Any:
     return partial(
         MoELayer,
         submodules=MoESubmodules(
-            experts=partial(_experts, submodules=submodules),
+            experts=partial(_experts, submodules=submodules, layers=layers),
             shared_experts=partial(_shared_experts, submodules=submodules),
             router=partial(Router, experts=experts),
         ),
@@ -48,12 +49,19 @@ def experts_builder(layers: Layers, experts: ExpertGeometry) -> Any:
 
 
 def _experts(
-    num_local_experts: int, config: Any, *, submodules: MLPSubmodules, pg_collection: Any, name: str | None = None
+    num_local_experts: int,
+    config: Any,
+    *,
+    submodules: MLPSubmodules,
+    layers: Layers,
+    pg_collection: Any,
+    name: str | None = None,
 ) -> SequentialMLP:
     """The experts of one layer on this rank. Their tokens come from the dispatcher, not split along the sequence."""
     own = copy(config)
     own.sequence_parallel = False  # upstream leaves it out of its computation anyway, with a warning for each matrix
-    return SequentialMLP(num_local_experts, own, submodules, pg_collection=pg_collection, name=name)
+    kind = partial(GroupedExperts, ops=layers.grouped()) if config.moe_grouped_gemm else SequentialMLP
+    return kind(num_local_experts, own, submodules, pg_collection=pg_collection, name=name)
 
 
 def _shared_experts(**options: Any) -> SharedExpertMLP:
@@ -78,7 +86,7 @@ def expert_options(
         "moe_shared_expert_gate": experts.shared_gate,
         "moe_shared_expert_overlap": training.moe_shared_expert_overlap,
         "moe_layer_freq": [0] * dense + [1] * (num_layers - dense),
-        "moe_grouped_gemm": False,
+        "moe_grouped_gemm": layers.groups_experts(training),
         **_routing_options(experts),
         **_loss_options(experts, training),
         "moe_expert_capacity_factor": training.moe_expert_capacity_factor,

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loongforge.core import plugins
 from loongforge.core.platform import Platform
+
+if TYPE_CHECKING:
+    from loongforge.kernels.registry import Registry
+
+
+def kernels() -> Registry:
+    """The implementations that are installed; what LOONGFORGE_PLUGINS has switched off offers none."""
+    from loongforge.kernels.registry import Registry
+
+    used = {plugin.distribution for rivals in plugins.registered("kernels").values() for plugin in rivals}
+    return Registry.installed(owners=used)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +39,7 @@ class Ops:
 
 def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
     """The best implementation of each op that runs here."""
-    from loongforge.kernels.registry import Registry
-
-    used = {plugin.distribution for rivals in plugins.registered("kernels").values() for plugin in rivals}
-    registry = Registry.installed(owners=used)  # what LOONGFORGE_PLUGINS has switched off offers no kernel either
+    registry = kernels()
     device = torch.device(platform.device_type)
     names = ["rms_norm", "swiglu"] + (["linear_cross_entropy", "causal_attention"] if device.type == "cpu" else [])
     chosen = {name: registry.choose(name, device=device, dtype=dtype) for name in names}

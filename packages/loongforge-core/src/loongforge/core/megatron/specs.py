@@ -26,9 +26,11 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
+from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.megatron.delta import delta_spec
 from loongforge.core.megatron.delta_rule import DeltaOps, delta_ops
 from loongforge.core.megatron.experts import experts_builder, mlp_submodules
+from loongforge.core.megatron.grouped_experts import GroupedOps, grouped_ops
 from loongforge.core.megatron.latent_attention import latent_attention_spec
 from loongforge.core.megatron.layers import GatedActivation, Norm, RowLinear, SDPAttention
 from loongforge.core.megatron.ops import ops_for
@@ -55,15 +57,27 @@ class Layers:
     """Whether the platform's collectives gather tensors of unequal sizes."""
     ops: tuple[str, ...]
     """What the kernel registry chose and why."""
+    grouped_experts: bool
+    """Whether one matrix product for all experts is faster than one for each."""
+    grouped: Callable[[], GroupedOps]
+    """What such experts call, chosen when the first of them is built: the choice imports kernels."""
     delta: Callable[[], DeltaOps]
     """The parts of a gated delta rule, chosen when the first such layer is built: the choice imports kernels."""
+
+    def groups_experts(self, training: ExpertConfig) -> bool:
+        """Whether one matrix product serves all experts of a layer in this run."""
+        return self.grouped_experts if training.moe_grouped_gemm is None else training.moe_grouped_gemm
 
 
 def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
     """TransformerEngine where the platform says it runs, ours elsewhere."""
     ops = ops_for(platform, dtype)
     uneven_gather = platform.backend != "gloo"
-    delta = cache(partial(delta_ops, platform.device_type, dtype))
+    together: dict[str, Any] = {
+        "grouped_experts": platform.device_type == "cuda" and dtype == torch.bfloat16,
+        "grouped": cache(partial(grouped_ops, platform.device_type, dtype)),
+        "delta": cache(partial(delta_ops, platform.device_type, dtype)),
+    }
     if "te" in platform.capabilities():
         from megatron.core.extensions.transformer_engine import (
             TEColumnParallelLinear,
@@ -76,7 +90,7 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
         return Layers(
             name="transformer_engine", reason="transformer-engine is installed", column_linear=TEColumnParallelLinear,
             row_linear=TERowParallelLinear, norm=TENorm, core_attention=TEDotProductAttention, activation=None,
-            linear_cross_entropy=None, uneven_gather=uneven_gather, ops=(), delta=delta,
+            linear_cross_entropy=None, uneven_gather=uneven_gather, ops=(), **together,
         )  # fmt: skip
     reason = f"platform {platform.name}" if platform.device_type == "cpu" else "transformer-engine is not installed"
     return Layers(
@@ -84,7 +98,7 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
         norm=partial(Norm, rms_norm=ops.rms_norm), 
         core_attention=partial(SDPAttention, causal_attention=ops.causal_attention),
         activation=partial(GatedActivation, swiglu=ops.swiglu), linear_cross_entropy=ops.linear_cross_entropy,
-        uneven_gather=uneven_gather, ops=ops.lines, delta=delta,
+        uneven_gather=uneven_gather, ops=ops.lines, **together,
     )  # fmt: skip
 
 

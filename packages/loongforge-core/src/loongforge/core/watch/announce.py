@@ -23,6 +23,8 @@ def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data,
     watch.note(f"Layers: {model.layers.name} ({model.layers.reason}).")
     for line in model.layers.ops:
         watch.note(f"Kernel {line}.")
+    if plan.geometry.experts is not None and model.layers.groups_experts(plan.config.moe):
+        watch.note(f"Kernel {model.layers.grouped().line}.")
     if plan.geometry.delta is not None:
         watch.note(f"Kernel {model.layers.delta().line}.")
     for line in table(model.parts):
