@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -78,7 +78,7 @@ def work(worker: Any, configs: dict[str, RunConfig]) -> Rank:
     """All steps of one rank, both ways in turn; the weights never change."""
     from loongforge.ckpt.workers import part_of
     from loongforge.core.checkpoint.start import find_start
-    from loongforge.core.data.open import Data, open_data
+    from loongforge.core.data.open import open_data
     from loongforge.core.step.forward import train_step
     from loongforge.core.step.optimizer import build_training
 
@@ -93,7 +93,7 @@ def work(worker: Any, configs: dict[str, RunConfig]) -> Rank:
         data = open_data(part.plan, part.world, find_start(plain.checkpoint))
         from loongforge.data.balance.step import open_analytic
 
-        even = Data(plan=part.plan, world=part.world, train=data.train, valid=None, balancer=open_analytic(part.plan))
+        even = replace(data, balancer=open_analytic(part.plan))
         with data.loader(0) as one, even.loader(0) as two:
             for step in range(plain.train.train_iters or 0):
                 for way, loader in (("by position", one), ("balanced", two)):

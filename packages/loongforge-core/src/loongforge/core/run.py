@@ -106,13 +106,14 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                             **result.extra,
                             **(loader.deal.numbers if loader.deal is not None else {}),
                             **held_out_loss(plan, world, training, data, step + 1),
+                            **data.quarantine.numbers(),
                         },
                     )
                 )
                 saver.poll()
                 last, stopping = step + 1 == plan.train_iters, stop.requested(world)
                 if last or stopping or due(step + 1, config.checkpoint.save_interval):
-                    saver.save(training, step + 1, loader.position)
+                    saver.save(training, step + 1, loader.position, data.quarantine.state())
                     _export(plan, world, training, watch)
                 if stopping and not last:
                     saver.finish()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loongforge.core.data.quarantine import Bad
 from loongforge.core.errors import DataError
 
 SHOWN = 5
@@ -28,26 +29,35 @@ class Place:
 
 
 class BadRows:
-    """Collects what is wrong, so that one attempt names several mistakes."""
+    """Collects rows that cannot be used. Up to `limit` may be, None: any number; beyond, one attempt names several."""
 
-    def __init__(self) -> None:
-        self._found: list[str] = []
+    def __init__(self, limit: int | None = 0) -> None:
+        self._limit = limit
+        self.found: list[Bad] = []
 
     def add(self, path: Path | str, place: int | str, reason: str) -> None:
-        """Note a bad row by its line (from 1) or key; raises `DataError` once there are enough to show."""
-        self._found.append(f"{path}:{place}: {reason}")
-        if len(self._found) == SHOWN:
-            raise DataError("\n".join([*self._found, f"Stopped after {SHOWN} bad rows."]))
+        """Note a bad row by its line (from 1) or key; raises `DataError` once there are too many to go on."""
+        self.found.append(Bad(file=str(path), row=place, reason=reason))
+        if self._too_many and len(self.found) >= SHOWN:
+            self._give_up(f"Stopped after {len(self.found)} bad rows.")
 
     @property
     def sound(self) -> bool:
         """Whether no row was bad so far."""
-        return not self._found
+        return not self.found
 
     def check(self) -> None:
-        """Raise `DataError` with what was collected, if anything."""
-        if self._found:
-            raise DataError("\n".join(self._found))
+        """Raise `DataError` with what was collected, if that is too much."""
+        if self._too_many:
+            self._give_up()
+
+    @property
+    def _too_many(self) -> bool:
+        return self._limit is not None and len(self.found) > self._limit
+
+    def _give_up(self, *more: str) -> None:
+        allowed = f"--max-bad-samples {self._limit} allows no more."
+        raise DataError("\n".join([*map(str, self.found[-SHOWN:]), *more, *([allowed] if self._limit else [])]))
 
 
 def read_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, bytes]]:

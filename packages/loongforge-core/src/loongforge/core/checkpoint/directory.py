@@ -41,6 +41,7 @@ _KINDS = {
     "optimizer": bool,
     "distributed_optimizer": bool,
     "fingerprint": dict,
+    "quarantine": dict,
     "format": int,
 }
 """What a manifest's fields must be when they are read back."""
@@ -66,6 +67,8 @@ class Manifest:
     """Distributions that took part."""
     lora: Mapping[str, Any] = field(default_factory=dict)
     """Rank, alpha, modules and patterns of adapters; empty without any."""
+    quarantine: Mapping[str, Any] = field(default_factory=dict)
+    """Conversations that could not be read while training; empty without any. See `core.data.quarantine`."""
     format: int = FORMAT
 
 

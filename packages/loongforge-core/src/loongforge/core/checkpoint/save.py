@@ -64,7 +64,9 @@ class Saver:
         if error is None or isinstance(error, TrainingError):
             self.finish()
 
-    def save(self, training: Training, step: int, consumed_samples: int) -> None:
+    def save(
+        self, training: Training, step: int, consumed_samples: int, quarantine: Mapping[str, Any] | None = None
+    ) -> None:
         """Save now, or start saving behind the training; a background save that still runs is completed first."""
         if self.directory is None:
             return
@@ -75,7 +77,7 @@ class Saver:
         state = training_state(training, self.world, optimizer=optimizer)
         state["random"] = random_object(self.world)
         planned = write.plan_write(state, directory.draft(step))
-        manifest = self._manifest(step, consumed_samples, optimizer)
+        manifest = self._manifest(step, consumed_samples, optimizer, quarantine or {})
         if self.plan.config.checkpoint.async_save:
             background = self._together("start writing", lambda: write.Background(planned))
             self._pending = _Pending(plan=planned, background=background, manifest=manifest)
@@ -133,7 +135,7 @@ class Saver:
             )
         return answer
 
-    def _manifest(self, step: int, consumed_samples: int, optimizer: bool) -> Manifest:
+    def _manifest(self, step: int, consumed_samples: int, optimizer: bool, quarantine: Mapping[str, Any]) -> Manifest:
         return Manifest(
             step=step,
             consumed_samples=consumed_samples,
@@ -145,6 +147,7 @@ class Saver:
             fingerprint=dict(self.fingerprint),
             versions=_versions(),
             lora=lora_facts(self.plan),
+            quarantine=quarantine,
         )
 
 

@@ -216,6 +216,14 @@ class DataConfig:
     """Smallest area of a video frame after resizing."""
     video_max_pixels: int | None = None
     """Largest area of a video frame after resizing."""
+    max_bad_samples: int | None = None
+    """Conversations that may be bad: left out by name, and the run goes on. With no max_bad_* the first one ends it."""
+    max_bad_ratio: float | None = None
+    """Share of all conversations that may be bad."""
+    max_bad_run: int | None = None
+    """Samples of the training order that may be bad one after the other."""
+    verify_media: bool = False
+    """Decode every image, video and sound once before training, so that corrupt ones are known before."""
     num_workers: int = 2
     """Worker processes of the loader; 0 reads in the training process."""
     loss_mask_eod: bool = False
@@ -224,6 +232,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         positive = ("min_pixels", "max_pixels", "fps_min_frames", "fps_max_frames", "video_min_pixels")
         problems = below(0, "data", self, "num_workers") + below(1, "data", self, *positive, "video_max_pixels")
+        problems += below(0, "data", self, "max_bad_samples", "max_bad_run")
+        if self.max_bad_ratio is not None and not 0 <= self.max_bad_ratio <= 1:
+            problems.append(f"data.max_bad_ratio: must be in [0, 1], got {self.max_bad_ratio!r}.")
         if self.train_on_prompt and self.history_mask_loss:
             problems.append(
                 "data: train_on_prompt counts every token and history_mask_loss the last turn alone: give one of them."

@@ -20,6 +20,8 @@ class _Alone:
     local_rank: int = 0
     encodes: bool = False
     """Nothing is decoded."""
+    is_main: bool = False
+    """Nothing is written below --save."""
 
     def barrier(self) -> None:
         """Nobody else is there."""

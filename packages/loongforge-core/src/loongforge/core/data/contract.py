@@ -273,5 +273,9 @@ class SourceRequest:
     pixels: bool = True
     """Whether this process needs the patches; where it never runs the encoder, sizes are enough and nothing is
     decoded."""
+    may_leave_out: int | None = 0
+    """Rows that may be left out, by name, because they cannot be used; None: any number, the run counts them."""
+    verify_media: bool = False
+    """Decode every image, video and sound once before training."""
     barrier: Any
     """`barrier() -> None`: every process of the job meets here. A no-op when there is one process."""

@@ -17,8 +17,8 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from loongforge.core.data.balance import Chosen, DealtStep
 from loongforge.core.data.contract import Measured, Sample, SampleSource
+from loongforge.core.data.quarantine import Bad, BadSampleError, Document, Forgiving
 from loongforge.core.errors import DataError
 
+Settle = Callable[[int, Mapping[Document, tuple[int, Bad]]], Collection[Document]]
+"""From a step's number, from 1, and the documents that this rank could not read, each with the number of its sample, to
+all that no rank takes. Collective."""
 MicroBatch = dict[str, Any]
 """`tokens`, `labels` int64 and `loss_mask` float32, `[B, S]` = `[micro_batch_size, seq_length]`, `position_ids` int64
 `[B, S]`, or `[3, B, S]` of three rows, and `sample_ids` int64: the `B` samples it is, or those that its documents come
@@ -87,11 +91,18 @@ class Loader:
 
     Ends (`StopIteration`) when the source has no samples for another whole step. A sample that cannot be read raises
     `DataError` with its number. Close it when the run ends early, or use it as a context manager. `dealt` are the steps
-    as a balancer dealt them; by position without.
+    as a balancer dealt them; by position without. With `settle`, documents that some rank cannot read are left out on
+    all, and `step` is collective.
     """
 
-    def __init__(self, source: SampleSource, shape: LoaderShape, dealt: Iterator[DealtStep] | None = None) -> None:
-        self._shape = shape
+    def __init__(
+        self,
+        source: SampleSource,
+        shape: LoaderShape,
+        dealt: Iterator[DealtStep] | None = None,
+        settle: Settle | None = None,
+    ) -> None:
+        self._source, self._shape, self._settle = source, shape, settle
         self._planned: deque[DealtStep] = deque()  # workers ask for samples some steps before they are trained
         self._deal: DealtStep | None = None
         self._steps = 0
@@ -136,8 +147,30 @@ class Loader:
     def __next__(self) -> MicroBatch:
         """The next micro-batch."""
         began = time.perf_counter()
+        batch = _collate(self._fetch(), self._shape)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def step(self) -> list[MicroBatch]:
+        """All micro-batches of the next optimizer step; `DataError` when the source is at its end."""
+        first, count = self.position, self._shape.num_microbatches
         try:
-            samples = next(self._batches)
+            if self._settle is None:
+                return [next(self) for _ in range(count)]
+            began = time.perf_counter()
+            answers = [self._fetch() for _ in range(count)]
+        except StopIteration:
+            raise DataError(
+                f"no data for another step at sample {self.position}: the source has fewer than "
+                f"{self.position + self._shape.global_batch_size} samples."
+            ) from None
+        self._waited += time.perf_counter() - began
+        answers = self._settled(first, answers, self._settle)
+        return [_collate(answers.pop(0), self._shape) for _ in range(count)]  # what was read goes as batches come
+
+    def _fetch(self) -> list[Answer]:
+        try:
+            answers = next(self._batches)
         except RuntimeError as error:  # torch raises it when a worker process is gone
             raise DataError(
                 f"a data worker ended after sample {self.position}: {error}. It may have run out of memory: "
@@ -145,23 +178,31 @@ class Loader:
             ) from error
         if self._planned and not self._handed_out:
             self._deal = self._planned.popleft()
-        batch = _collate(samples, self._shape)
-        self._waited += time.perf_counter() - began
         self._handed_out += 1
         if self._handed_out == self._shape.num_microbatches:
             self._handed_out = 0
             self._steps += 1
-        return batch
+        return answers
 
-    def step(self) -> list[MicroBatch]:
-        """All micro-batches of the next optimizer step; `DataError` when the source is at its end."""
-        try:
-            return [next(self) for _ in range(self._shape.num_microbatches)]
-        except StopIteration:
-            raise DataError(
-                f"no data for another step at sample {self.position}: the source has fewer than "
-                f"{self.position + self._shape.global_batch_size} samples."
-            ) from None
+    def _settled(self, first: int, answers: list[list[Answer]], settle: Settle) -> list[list[Answer]]:
+        """The answers of the step that begins at sample `first`, without the documents that some rank cannot read."""
+        size = self._shape.global_batch_size
+        failed = [one for batch in answers for one in batch if isinstance(one, _Failed)]
+        found = {document: bad for one in failed for document, bad in one.bad.items()}
+        left_out = settle(first // size + 1, _with_samples(self._source, range(first, first + size), found))
+        if not left_out:
+            return answers
+        places = itertools.count()
+        return [[self._without(one, next(places), left_out) for one in batch] for batch in answers]
+
+    def _without(self, answer: Answer, place: int, left_out: Collection[Document]) -> Answer:
+        """The answer, read again if it holds such documents; it is sequence `place` of this rank's in the step."""
+        assert isinstance(self._source, Forgiving), "only such a source raises BadSampleError"
+        dealt = self._deal
+        documents = dealt.sequences[place].documents if dealt else self._source.contents(answer.numbers).documents
+        if not any(tuple(document) in left_out for document in documents.tolist()):
+            return answer
+        return _Numbered(answer.numbers, self._source.fill_without(documents, left_out))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -191,6 +232,11 @@ class _Numbered:
 class _Failed:
     numbers: tuple[int, ...]
     reason: str
+    bad: Mapping[Document, Bad] = field(default_factory=dict)
+    """Documents that may be left out."""
+
+
+Answer = _Numbered | _Failed
 
 
 class _Guarded(Dataset[Any]):
@@ -199,10 +245,12 @@ class _Guarded(Dataset[Any]):
     def __init__(self, source: SampleSource) -> None:
         self._source = source
 
-    def __getitem__(self, wanted: int | Chosen) -> _Numbered | _Failed:
+    def __getitem__(self, wanted: int | Chosen) -> Answer:
         numbers = wanted.samples if isinstance(wanted, Chosen) else (wanted,)
         try:
             return _Numbered(numbers, self._read(wanted))
+        except BadSampleError as error:
+            return _Failed(numbers, str(error), error.bad)
         except DataError as error:
             return _Failed(numbers, str(error))
         except Exception as error:  # noqa: BLE001  any source's failure is told with its sample number, in the trainer
@@ -215,6 +263,17 @@ class _Guarded(Dataset[Any]):
         return self._source.fill(wanted.documents)
 
 
+def _with_samples(source: SampleSource, step: range, bad: Mapping[Document, Bad]) -> dict[Document, tuple[int, Bad]]:
+    """Documents of a step with the numbers of their samples."""
+    if not bad:
+        return {}
+    assert isinstance(source, Forgiving), "only such a source raises BadSampleError"
+    contents = source.contents(step)
+    owners = zip(map(tuple, contents.documents.tolist()), contents.samples.tolist(), strict=True)
+    samples = {document: step[place] for document, place in owners}
+    return {document: (samples[document], one) for document, one in bad.items()}
+
+
 def _outlive_signals(_: int) -> None:
     """Leave SIGTERM and SIGINT to the trainer: it needs data to finish its step. Workers end with their parent."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -222,12 +281,13 @@ def _outlive_signals(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _collate(answers: list[_Numbered | _Failed], shape: LoaderShape) -> MicroBatch:
+def _collate(answers: list[Answer], shape: LoaderShape) -> MicroBatch:
     samples: list[Sample] = []
     for answer in answers:
         if isinstance(answer, _Failed):
             which = "sample" if len(answer.numbers) == 1 else "documents of samples"
-            raise DataError(f"{which} {', '.join(map(str, answer.numbers))} cannot be read: {answer.reason}")
+            remedy = " --max-bad-samples N goes on without up to N such." if answer.bad else ""
+            raise DataError(f"{which} {', '.join(map(str, answer.numbers))} cannot be read: {answer.reason}{remedy}")
         samples.append(answer.sample)
     numbers = list(dict.fromkeys(number for answer in answers for number in answer.numbers))
     segments = [sample["cu_seqlens"] for sample in samples if "cu_seqlens" in sample]

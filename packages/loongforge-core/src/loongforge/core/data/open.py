@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.start import Start
+from loongforge.core.config.run import DataConfig
 from loongforge.core.config.template_arguments import template_arguments
 from loongforge.core.data.balance import Balancer, dealt
 from loongforge.core.data.contract import Measured, SampleSource, SourceRequest, VisualProcessor
-from loongforge.core.data.loader import Loader, LoaderShape
+from loongforge.core.data.loader import Loader, LoaderShape, Settle
 from loongforge.core.data.paths import without_weights
+from loongforge.core.data.quarantine import Budget, Quarantine
 from loongforge.core.data.source import source_of
 from loongforge.core.errors import ConfigError, DataError
 from loongforge.core.megatron.groups import World
@@ -30,6 +33,7 @@ class Data:
     world: World
     train: SampleSource
     valid: SampleSource | None
+    quarantine: Quarantine
     balancer: Balancer | None = None
     """Deals the samples of each training step; by position when None."""
 
@@ -41,13 +45,13 @@ class Data:
         if self.balancer is not None:
             assert isinstance(self.train, Measured), "open_data has looked"
             steps = dealt(self.train, self.balancer, shape, self.plan.seq_length)
-        with Loader(self.train, shape, steps) as loader:
+        with Loader(self.train, shape, steps, self._settle("train")) as loader:
             yield loader
 
     def held_out(self) -> Iterator[list[Any]]:
         """Micro-batches of this rank for each step of one evaluation; the same at every evaluation."""
         if self.valid is not None:
-            with Loader(self.valid, self._shape(0, 0)) as loader:
+            with Loader(self.valid, self._shape(0, 0), settle=self._settle("valid")) as loader:
                 for _ in range(self.plan.config.train.eval_iters):
                     yield loader.step()
 
@@ -60,6 +64,9 @@ class Data:
             "seq_length": str(train.seq_length),
             "training_phase": train.training_phase,
         }
+
+    def _settle(self, part: str) -> Settle | None:
+        return partial(self.quarantine.settle, part) if self.quarantine.budget else None
 
     def _shape(self, start: int, workers: int) -> LoaderShape:
         return LoaderShape(
@@ -89,7 +96,21 @@ def open_data(plan: Plan, world: World, start: Start) -> Data:
             )
         paths = section.valid_data_path or section.data_path
         valid = source.open()(request_of(plan, world, "valid", paths, train.eval_iters * plan.global_batch_size))
-    return Data(plan=plan, world=world, train=opened, valid=valid, balancer=_balancer(plan, opened, source.name))
+    quarantine = Quarantine(_budget(section), world, _quarantine_file(plan))
+    if start.manifest is not None and not start.weights_only:
+        quarantine.restore(start.manifest.quarantine)
+    quarantine.begin([opened] if valid is None else [opened, valid])
+    balancer = _balancer(plan, opened, source.name)
+    return Data(plan=plan, world=world, train=opened, valid=valid, quarantine=quarantine, balancer=balancer)
+
+
+def _budget(section: DataConfig) -> Budget:
+    return Budget(samples=section.max_bad_samples, ratio=section.max_bad_ratio, run=section.max_bad_run)
+
+
+def _quarantine_file(plan: Plan) -> Path | None:
+    save = plan.config.checkpoint.save
+    return Path(save) / "quarantine.jsonl" if save else None
 
 
 def _balancer(plan: Plan, source: SampleSource, name: str) -> Balancer | None:
@@ -136,6 +157,8 @@ def request_of(plan: Plan, world: World, part: str, paths: tuple[str, ...], num_
         visual=visual_processor(plan),
         position_rank=plan.geometry.position_rank,
         pixels=getattr(world, "encodes", True),
+        may_leave_out=section.max_bad_samples if _budget(section) else 0,
+        verify_media=section.verify_media,
         barrier=world.barrier,
     )
 

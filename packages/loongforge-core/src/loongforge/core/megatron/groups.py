@@ -106,6 +106,14 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def total(self, count: int) -> int:
+        """A sum over all ranks, on every rank."""
+        if self.size == 1:
+            return count
+        number = torch.tensor([count])
+        dist.all_reduce(number, group=self.control)
+        return int(number)
+
     def agree(self, problems: list[str]) -> list[str]:
         """The problems of all ranks, without repeats, so that all can raise the same error."""
         return list(dict.fromkeys(problem for part in self.gather(problems) for problem in part))
