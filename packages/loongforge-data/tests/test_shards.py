@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loongforge.core.errors import DataError
+from loongforge.data.files import Files
 from loongforge.data.media import Medium
 from loongforge.data.shards import ShardSample, read_index, shards_of, write_shards
 
@@ -37,11 +38,12 @@ def test_what_is_written_is_found_again(tmp_path: Path) -> None:
     assert shards_of(tmp_path / "shards") == paths
     samples: list[ShardSample] = [sample for path in paths for sample in read_index(path)]
     assert [sample.key for sample in samples] == [f"key_{number}" for number in range(7)]
+    files = Files()
     for number in (6, 0, 3):  # in any order
         for extension, expected in content(number).items():
             member = samples[number].find(extension)
             assert member is not None
-            assert samples[number].read(member) == expected
+            assert samples[number].read(member, files) == expected
     assert samples[0].find("0_a") is None
 
 
@@ -91,7 +93,7 @@ def test_keys_that_come_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="key 'a' comes twice"):
         list(read_index(members(tmp_path / "twice.tar", *headers)))
     headers = [tarfile.TarInfo(name) for name in ("a.json", "a.json")]
-    with pytest.raises(DataError, match="key 'a' has a member twice"):
+    with pytest.raises(DataError, match="key 'a' comes twice"):
         list(read_index(members(tmp_path / "twice.tar", *headers)))
     with pytest.raises(DataError, match=r"k\.1.*keys are unique"):
         write_shards([("k.1", {"json": b""})], tmp_path / "dots")

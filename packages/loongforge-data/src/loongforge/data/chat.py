@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest
-from loongforge.data.accounts import Told
+from loongforge.core.data.quarantine import Bad
+from loongforge.data.accounts import Told, left_out
 from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
 from loongforge.data.conversations import ChatRules, ConversationFile, chat_rules, write_conversations
 from loongforge.data.once import build_once
@@ -19,7 +20,7 @@ from loongforge.data.row_files import row_files, stamps
 from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
 from loongforge.data.tokenise import spare_workers
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when cached conversations of an earlier version must not be read."""
 
 
@@ -116,6 +117,18 @@ class ChatSource:
             if packs is not None
         ]
 
+    @property
+    def conversations(self) -> int:
+        """Conversations of one epoch."""
+        return sum(len(conversations) for conversations, _ in self._groups)
+
+    @property
+    def left_out(self) -> list[Bad]:
+        """Rows that cannot be used, found when they were tokenised."""
+        return [
+            bad for conversations, _ in self._groups for file in conversations.files for bad in left_out(file.folder)
+        ]
+
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""
         return {"source": "chat", **self._facts, **settings(self._request)}
@@ -128,7 +141,7 @@ class ChatSource:
             "source": "chat",
             "part": self._request.part,
             **self._counts,
-            "used": sum(len(conversations) for conversations, _ in self._groups),
+            "used": self.conversations,
             "sequences": units,
             "filled": round(positions / (units * self._request.seq_length), 4),
             "samples": self._request.num_samples,
@@ -167,7 +180,8 @@ def _tokenised(path: str, request: SourceRequest, rules: ChatRules, identity: st
     folder = request.cache / f"{Path(path).stem}-{key}"
 
     def build() -> None:
-        write_conversations(files, folder, rules, max(spare_workers(file) for file in files))
+        workers = max(spare_workers(file) for file in files)
+        write_conversations(files, folder, rules, workers, request.may_leave_out)
 
     build_once(folder, build, is_builder=request.is_builder, barrier=request.barrier)
     return ConversationFile(folder)

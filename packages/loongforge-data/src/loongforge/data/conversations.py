@@ -183,13 +183,16 @@ class ConversationFile:
         return self._tokens[chosen], self._mask[chosen]
 
 
-def write_conversations(paths: list[Path], folder: Path, rules: ChatRules, workers: int) -> None:
+def write_conversations(
+    paths: list[Path], folder: Path, rules: ChatRules, workers: int, may_leave_out: int | None = 0
+) -> None:
     """Tokenise the conversations of some files into `folder`, which appears whole or not at all.
 
-    `DataError` names bad rows by file and line.
+    Bad rows are named by file and line: in a `DataError`, or in the account of the cache as far as they may be left
+    out.
     """
     temporary = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
-    bad = BadRows()
+    bad = BadRows(may_leave_out)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -200,7 +203,8 @@ def write_conversations(paths: list[Path], folder: Path, rules: ChatRules, worke
             open(temporary / "mask.bin", "wb") as mask,
             progress(f"tokenising {folder.name.rpartition('-')[0]}", sum(map(os.path.getsize, paths))) as advance,
         ):
-            for answer in in_order(ChatEncoder, (rules,), batched(_lines(paths, bad, advance)), workers):
+            lines = accounts.planned(_lines(paths, bad, advance))
+            for answer in in_order(ChatEncoder, (rules,), batched(lines), workers):
                 for place, reason in answer.bad:
                     bad.add(place.path, place.row, reason)
                 accounts.add(answer)
@@ -208,8 +212,8 @@ def write_conversations(paths: list[Path], folder: Path, rules: ChatRules, worke
                     tokens.write(encoded.tokens.tobytes())
                     mask.write(encoded.assistant.tobytes())
                     lengths.add(encoded)
-        bad.check()
-        facts = accounts.summary(name_of(paths), len(lengths.lengths))
+            bad.check()
+            facts = accounts.summary(name_of(paths), len(lengths.lengths), bad.found)
         np.save(temporary / "offsets.npy", np.cumsum([0, *lengths.lengths]))
         (temporary / "facts.json").write_text(json.dumps({**facts, **lengths.summary()}))
         os.rename(temporary, folder)

@@ -21,17 +21,17 @@ def build_once(target: Path, build: Callable[[], None], *, is_builder: bool, bar
     """
     if is_builder and not target.exists():
         _make_folder(target.parent)
-        with _lock(target, wait=False) as locked:
+        with locked(target, wait=False) as held:
             barrier()
-            if locked and not target.exists():
+            if held and not target.exists():
                 build()
-        with _lock(target, wait=True):
+        with locked(target, wait=True):
             if not target.exists():
                 build()
     else:
         barrier()
         if not target.exists():
-            with _lock(target, wait=True):
+            with locked(target, wait=True):
                 pass
     if not target.exists():
         raise DataError(f"{target} was not built: the message of the process that builds it says why.")
@@ -46,7 +46,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(target: Path, *, wait: bool) -> Iterator[bool]:
+def locked(target: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the lock beside `target`; yields False when it is taken and `wait` is not asked for."""
     path = target.with_name(target.name + ".lock")
     try:

@@ -58,6 +58,7 @@ def settle[E](
         rule = row.unfit(whole)
         if rule is None:
             answer.kept.append(whole)
+            answer.places.append(place)
             return
     else:
         for piece in _pieces([message["role"] for message in said.messages], policy, row.length, room):
@@ -67,6 +68,7 @@ def settle[E](
                 kept.append(one)
                 used.update(piece)
     answer.kept += kept
+    answer.places += [place] * len(kept)
     answer.notes.append(
         Note(
             path=place.path,

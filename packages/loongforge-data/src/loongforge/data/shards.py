@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from loongforge.core.data.contract import Clip
 from loongforge.core.errors import DataError
+from loongforge.data.files import Files
 
 _BLOCK = 512
 _PADDING = 20 * _BLOCK
@@ -24,6 +26,8 @@ class Member:
     """Name after the key: all that follows the first dot, as webdataset has it."""
     offset: int
     size: int
+    extent: Clip | None = None
+    """Of an image or a video, where an index has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +42,17 @@ class ShardSample:
         """The member of that extension."""
         return next((member for member in self.members if member.extension == extension), None)
 
-    def read(self, member: Member) -> bytes:
-        """Bytes of a member."""
-        with open(self.shard, "rb") as stream:
-            return os.pread(stream.fileno(), member.size, member.offset)
+    def read(self, member: Member, files: Files) -> bytes:
+        """Bytes of a member, fewer where the archive ends in it."""
+        return files.read(self.shard, member.offset, member.size)
+
+
+Tell = Callable[[str, str], object]
+"""Hears of a sample that cannot be used: `sample 7`, counted from 1 in its shard, and the reason."""
+
+
+class CutOffError(DataError):
+    """An archive ends before its end mark, or is damaged from there on."""
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -56,26 +67,39 @@ def shards_of(path: Path) -> list[Path]:
     return [path]
 
 
-def read_index(shard: Path) -> Iterator[ShardSample]:
+def read_index(shard: Path, tell: Tell | None = None) -> Iterator[ShardSample]:
     """Samples of a shard in the order they stand, from its headers alone.
 
-    `DataError` for an archive that is compressed, cut off or damaged, for links, for names that lead out of it, and
-    for a key that comes twice.
+    `tell` hears of every sample that cannot be used: one with a link or with a name that leads out of the archive, one
+    whose key came before, one that is cut off, and those that a cut archive has lost; `<shard>.idx`, as Energon writes
+    it, says how many there were. Without `tell` the first of them is a `DataError`. An archive of which nothing can be
+    read, a compressed one above all, always is.
     """
+    refuse = tell or _refuse(shard)
     seen: set[str] = set()
-    key: str | None = None
-    members: list[Member] = []
-    for name, member in _members(shard):
-        if name != key:
-            if key is not None:
-                yield _sample(shard, key, members)
-            if name in seen:
-                raise DataError(f"{shard}: key {name!r} comes twice; the second sample would be lost.")
-            seen.add(name)
-            key, members = name, []
-        members.append(member)
-    if key is not None:
-        yield _sample(shard, key, members)
+    found = 0
+    try:
+        size = os.path.getsize(shard)
+        for group in _groups(shard):
+            found += 1
+            place, key = f"sample {found}", group.key
+            if group.flaw:
+                refuse(place, group.flaw)
+            elif group.members[-1].offset + group.members[-1].size > size:
+                refuse(place, f"key {key!r} is cut off with the archive at byte {size}.")
+            elif key in seen:
+                refuse(place, f"key {key!r} comes twice; the second sample would be lost.")
+            else:
+                seen.add(key)
+                yield ShardSample(shard=str(shard), key=key, members=tuple(group.members))
+    except CutOffError as error:
+        planned = _planned(shard)
+        if tell is None or (planned is None and not found):
+            raise
+        if planned is None:
+            tell("the rest", f"lost behind {found} samples: {error} No {shard.name}.idx says how many there were.")
+        for number in range(found, planned or 0):
+            tell(f"sample {number + 1}", f"lost: {error} {shard.name}.idx says there were {planned} samples.")
 
 
 def write_shards(
@@ -115,42 +139,87 @@ def write_shards(
     return written
 
 
-def _sample(shard: Path, key: str, members: list[Member]) -> ShardSample:
-    names = [member.extension for member in members]
-    if len(set(names)) < len(names):
-        raise DataError(f"{shard}: key {key!r} has a member twice: {', '.join(names)}.")
-    return ShardSample(shard=str(shard), key=key, members=tuple(members))
+def _refuse(shard: Path) -> Tell:
+    def refuse(place: str, reason: str) -> None:
+        raise DataError(f"{shard}: {place}: {reason}")
+
+    return refuse
 
 
-def _members(shard: Path) -> Iterator[tuple[str, Member]]:
-    """Key and place of every file in the archive."""
+@dataclass(slots=True)
+class _Group:
+    """Neighbours of one key."""
+
+    key: str
+    members: list[Member] = field(default_factory=list)
+    flaw: str = ""
+    """Why one of them cannot be a member."""
+
+    def has(self, extension: str) -> bool:
+        """Whether a member has it."""
+        return any(member.extension == extension for member in self.members)
+
+
+def _groups(shard: Path) -> Iterator[_Group]:
+    """Samples as they stand; an extension that comes again begins another one. A `CutOffError` comes after the last."""
+    group: _Group | None = None
+    cut: CutOffError | None = None
+    try:
+        for key, member in _members(shard):
+            if group is None or group.key != key or (isinstance(member, Member) and group.has(member.extension)):
+                if group is not None:
+                    yield group
+                group = _Group(key)
+            if isinstance(member, Member):
+                group.members.append(member)
+            else:
+                group.flaw = group.flaw or member
+    except CutOffError as error:
+        cut = error
+    if group is not None:
+        yield group
+    if cut is not None:
+        raise cut
+
+
+def _planned(shard: Path) -> int | None:
+    """Samples that a shard had when `<shard>.idx` was written: little-endian u64 offsets, the last one its end."""
+    index = shard.with_name(f"{shard.name}.idx")
+    return max(0, index.stat().st_size // 8 - 1) if index.is_file() else None
+
+
+def _members(shard: Path) -> Iterator[tuple[str, Member | str]]:
+    """Key and place of every file in the archive, or why it cannot be a member."""
+    behind = 0
     try:
         with tarfile.open(shard, "r:") as archive:
             for header in archive:
+                behind = header.offset
                 if header.isdir() or PurePosixPath(header.name).name.startswith("__"):  # webdataset's own notes
                     continue
-                yield _checked(shard, header)
+                yield _checked(header)
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  or it would remember every header
             _check_end(shard, archive.offset)
     except tarfile.ReadError as error:
-        raise DataError(
-            f"{shard}: not a whole plain tar archive ({error}). It may be cut off or compressed: shards are read at "
-            "random, so they are not compressed."
+        raise CutOffError(
+            f"{shard}: not a whole plain tar archive ({error} behind byte {behind}). It may be cut off or compressed: "
+            "shards are read at random, so they are not compressed."
         ) from error
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {shard}: {error}.") from error
 
 
-def _checked(shard: Path, header: tarfile.TarInfo) -> tuple[str, Member]:
+def _checked(header: tarfile.TarInfo) -> tuple[str, Member | str]:
     path = PurePosixPath(header.name)
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{shard}: member {header.name!r} leads out of the archive.")
-    if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise DataError(f"{shard}: member {header.name!r} is a link or a special file; only files hold data.")
     stem, dot, extension = path.name.partition(".")
+    key = str(path.with_name(stem)) if stem else header.name
+    if path.is_absolute() or ".." in path.parts:
+        return key, f"member {header.name!r} leads out of the archive."
+    if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return key, f"member {header.name!r} is a link or a special file; only files hold data."
     if not stem or not dot:
-        raise DataError(f"{shard}: member {header.name!r} is not KEY.EXTENSION.")
-    return str(path.with_name(stem)), Member(extension=extension, offset=header.offset_data, size=header.size)
+        return key, f"member {header.name!r} is not KEY.EXTENSION."
+    return key, Member(extension=extension, offset=header.offset_data, size=header.size)
 
 
 def _check_end(shard: Path, end: int) -> None:
@@ -158,7 +227,7 @@ def _check_end(shard: Path, end: int) -> None:
     with open(shard, "rb") as stream:
         stream.seek(end)
         if stream.read(_BLOCK).strip(b"\0") or end + _BLOCK > os.path.getsize(shard):
-            raise DataError(f"{shard}: the archive has no end mark: it is cut off.")
+            raise CutOffError(f"{shard}: the archive has no end mark at byte {end}: it is cut off or damaged there.")
         rest = os.path.getsize(shard) - end
         if rest > _PADDING:
             while chunk := stream.read(1 << 20):

@@ -13,11 +13,12 @@ from loongforge.core.data.contract import Clip, Placed, VisualProcessor
 from loongforge.core.errors import DataError
 from loongforge.data.conversations import ChatEncoder, ChatRules
 from loongforge.data.engine import Engine
+from loongforge.data.index import glance
 from loongforge.data.media import Medium, measure
 from loongforge.data.progress import progress
 from loongforge.data.row_files import TABLES, read_rows
 from loongforge.data.rows import BadRows, Place, parse_row, text_of
-from loongforge.data.shards import ShardSample, read_index
+from loongforge.data.shards import ShardSample
 from loongforge.data.tokenise import batched
 from loongforge.data.visual_encode import VisualEncoder, VisualRules
 from loongforge.data.visual_file import sources
@@ -233,9 +234,9 @@ def _items(path: Path) -> Iterator[Item]:
     place: int | str = 0
     try:
         if path.suffix == ".tar":
-            for sample in read_index(path):
-                place = sample.key
-                yield Place(str(path), sample.key), sample
+            index = glance(path)
+            yield from ((Place(str(path), one.place), one.reason) for one in index.problems)
+            yield from ((Place(str(path), sample.key), sample) for sample in index)
         elif path.suffix in TABLES:
             for place, line in read_rows(path, BadRows()):
                 yield Place(str(path), place), line

@@ -12,7 +12,7 @@ from loongforge.core.data.contract import Placed, SoundProcessor, VisualItem, Vi
 from loongforge.core.errors import DataError
 from loongforge.data.accounts import UNTAUGHT, Answer
 from loongforge.data.conversations import ChatRules
-from loongforge.data.media import Kind, Medium, measure
+from loongforge.data.media import Kind, Medium, MissingLibraryError, decode, measure
 from loongforge.data.overlong import settle
 from loongforge.data.rows import Place, parse_row
 from loongforge.data.shards import ShardSample
@@ -34,6 +34,10 @@ class VisualRules:
     processor: VisualProcessor
     folder: Path
     """Where relative paths begin."""
+    verify: bool = False
+    """Decode every medium."""
+    may_leave_out: int | None = 0
+    """Rows that may be bad; None: any number. Decides nothing about the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,8 @@ class VisualEncoder:
                     row = self._reader.sample(source)
                 part = _Part(self, row)
                 settle(answer, place, row, part, policy=rules.overlong, room=rules.seq_length + 1, hint=_HINT)
+            except MissingLibraryError:  # no fault of the row
+                raise
             except (ValueError, DataError) as error:
                 answer.bad.append((place, str(error)))
         return answer
@@ -107,11 +113,19 @@ class VisualEncoder:
     def encode(self, row: VisualRow) -> Compact:
         """One conversation; `ValueError` or `DataError` says why it cannot be used."""
         media = tuple(medium for part in row.media for medium in part)
-        placed = tuple(measure(medium, self._rules.processor) for medium in media)
+        placed = tuple(self._placed(medium) for medium in media)
         if self._rules.chat.train_on_prompt:
             return self._plain(row, media, placed)
         text, spans = self._finder.spans(row.messages, row.tools)
         return self._compact(self._finder.mark(*self._exchange(text, spans, media, placed)), media, placed)
+
+    def _placed(self, medium: Medium) -> Placed:
+        placed = measure(medium, self._rules.processor)
+        if self._rules.verify:
+            decoded = decode(medium, self._rules.processor)
+            if [item.grid for item in decoded.items] != [item.grid for item in placed.items]:
+                raise DataError(f"{medium}: its pixels have another size than its header says.")
+        return placed
 
     def length(self, row: VisualRow) -> int:
         """Tokens of one conversation with every feature; no turn need be found."""

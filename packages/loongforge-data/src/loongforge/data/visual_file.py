@@ -19,12 +19,13 @@ import numpy as np
 from loongforge.core.data.contract import PlacedItem
 from loongforge.core.errors import DataError
 from loongforge.data.accounts import Accounts
+from loongforge.data.index import open_indices
 from loongforge.data.items import spans
 from loongforge.data.media import Kind, Medium
 from loongforge.data.progress import progress
 from loongforge.data.row_files import ROWS, name_of, read_rows, row_files
 from loongforge.data.rows import BadRows, Place
-from loongforge.data.shards import read_index, shards_of
+from loongforge.data.shards import shards_of
 from loongforge.data.tokenise import batched, in_order
 from loongforge.data.visual_encode import Compact, Source, VisualEncoder, VisualRules
 
@@ -34,6 +35,7 @@ _TABLES: dict[str, tuple[Any, int]] = {
     "items": (np.int64, 5),  # place in the conversation, t, h, w, features
     "seconds": (np.float64, 1),
     "media": (np.int64, 7),  # kind, path from and size, name from and size, offset, size or -1
+    "rows": (np.int64, 5),  # path from and size, line or -1, key from and size
     "names": (np.uint8, 1),
 }
 _KINDS: tuple[Kind, ...] = ("image", "video", "audio")
@@ -52,6 +54,17 @@ class VisualDocument:
     """int64 `[features]`: positions of features, ascending."""
     grid: np.ndarray
     """int64 `[items, 3]`."""
+
+
+def emptied(document: VisualDocument, pad_id: int) -> VisualDocument:
+    """As long as the document, without items, and with nothing to learn."""
+    return VisualDocument(
+        tokens=np.full_like(document.tokens, pad_id),
+        assistant=np.zeros_like(document.assistant),
+        items=[],
+        features=document.features[:0],
+        grid=document.grid[:0],
+    )
 
 
 class VisualFile:
@@ -105,27 +118,31 @@ class VisualFile:
     def media(self, number: int) -> list[Medium]:
         """Images and videos of one conversation, in order."""
         chosen = self._tables["media"][int(self._media[number]) : int(self._media[number + 1])]
-        names = self._tables["names"]
-
-        def text(start: int, size: int) -> str:
-            return names[start : start + size].tobytes().decode("utf-8", "surrogateescape")
-
         return [
             Medium(
                 kind=_KINDS[kind],
-                path=text(path, path_size),
-                name=text(name, name_size),
+                path=self._text(path, path_size),
+                name=self._text(name, name_size),
                 offset=offset,
                 size=None if size < 0 else size,
             )
             for kind, path, path_size, name, name_size, offset, size in chosen.tolist()
         ]
 
+    def place(self, number: int) -> Place:
+        """Where a conversation was read."""
+        path, path_size, line, key, key_size = self._tables["rows"][number].tolist()
+        return Place(self._text(path, path_size), self._text(key, key_size) if line < 0 else line)
+
+    def _text(self, start: int, size: int) -> str:
+        return self._tables["names"][start : start + size].tobytes().decode("utf-8", "surrogateescape")
+
 
 def write_visual(paths: list[Path], folder: Path, rules: VisualRules, workers: int) -> None:
     """Tokenise rows of a `.jsonl` file, or of shards, into `folder`, which appears whole or not at all.
 
-    `DataError` names bad rows by file and line, or shard and key.
+    Bad rows are named by file and line, or shard and key: in a `DataError`, or in the account of the cache as far as
+    the rules let them be left out.
     """
     temporary = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
     total = sum(os.path.getsize(path) for path in paths)
@@ -135,16 +152,17 @@ def write_visual(paths: list[Path], folder: Path, rules: VisualRules, workers: i
         with ExitStack() as stack:
             streams = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in _TABLES}
             advance = stack.enter_context(progress(f"tokenising {folder.name.rpartition('-')[0]}", total))
-            writer, bad = _Writer(streams), BadRows()
+            writer, bad = _Writer(streams), BadRows(rules.may_leave_out)
             accounts = stack.enter_context(Accounts(temporary))
-            for answer in in_order(VisualEncoder, (rules,), batched(_sources(paths, bad, advance)), workers):
+            rows = accounts.planned(_sources(paths, bad, folder.parent, advance))
+            for answer in in_order(VisualEncoder, (rules,), batched(rows), workers):
                 for place, reason in answer.bad:
                     bad.add(place.path, place.row, reason)
                 accounts.add(answer)
-                for one in answer.kept:
-                    writer.add(one)
+                for place, one in zip(answer.places, answer.kept, strict=True):
+                    writer.add(place, one)
             bad.check()
-        facts = accounts.summary(name_of(paths), len(writer.lengths))
+            facts = accounts.summary(name_of(paths), len(writer.lengths), bad.found)
         (temporary / "facts.json").write_text(json.dumps({**facts, **writer.finish(temporary)}))
         os.rename(temporary, folder)
     except OSError as error:
@@ -164,15 +182,19 @@ def sources(path: str) -> list[Path]:
     return shards_of(file) if shards else row_files(file)
 
 
-def _sources(paths: list[Path], bad: BadRows, advance: Callable[[int], None]) -> Iterator[Source]:
-    for path in paths:
-        if path.suffix == ".tar":
-            for sample in read_index(path):
-                advance(sum(member.size for member in sample.members))
-                yield Place(str(path), f"key {sample.key!r}"), sample
-        else:
+def _sources(paths: list[Path], bad: BadRows, cache: Path, advance: Callable[[int], None]) -> Iterator[Source]:
+    """Rows of files of one kind."""
+    if paths[0].suffix != ".tar":
+        for path in paths:
             for number, line in read_rows(path, bad, advance):
                 yield Place(str(path), number), line
+        return
+    for index in open_indices(paths, cache):
+        for problem in index.problems:
+            bad.add(index.shard, problem.place, problem.reason)
+        for sample in index:
+            advance(sum(member.size for member in sample.members))
+            yield Place(sample.shard, f"key {sample.key!r}"), sample
 
 
 class _Writer:
@@ -187,9 +209,9 @@ class _Writer:
         self._counts: Counter[str] = Counter(trained_tokens=0, merged_turn_starts=0)
         self._digest = hashlib.blake2b(digest_size=8)
 
-    def add(self, one: Compact) -> None:
+    def add(self, place: Place, one: Compact) -> None:
         """One conversation."""
-        items = [(place, *item.grid, item.features) for place, item in zip(one.places.tolist(), one.items, strict=True)]
+        items = [(start, *item.grid, item.features) for start, item in zip(one.places.tolist(), one.items, strict=True)]
         tables = {
             "tokens": one.tokens,
             "mask": one.assistant,
@@ -204,6 +226,8 @@ class _Writer:
             size = -1 if medium.size is None else medium.size
             row = (_KINDS.index(medium.kind), *self._text(medium.path), *self._text(medium.name), medium.offset, size)
             self._streams["media"].write(np.array(row, dtype=np.int64).tobytes())
+        row = (-1, *self._text(place.row)) if isinstance(place.row, str) else (place.row, 0, 0)
+        self._streams["rows"].write(np.array((*self._text(place.path), *row), dtype=np.int64).tobytes())
         for name, count in (("tokens", len(one.tokens)), ("items", len(items)), ("media", len(one.media))):
             self._sizes[name].append(count)
         self.lengths.append(one.length)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loongforge.data.files import Files
 from loongforge.data.formats import AUTO, Conversation, read_conversation
 from loongforge.data.media import Kind, Medium, kind_of
 from loongforge.data.shards import ShardSample
@@ -42,6 +43,8 @@ class RowReader:
     marks: tuple[str, ...]
     """Special tokens of those; a message's own text may hold none of them."""
     data_format: str = AUTO
+    files: Files = field(default_factory=Files)
+    """Shards that are read."""
 
     @property
     def places(self) -> dict[str, Kind]:
@@ -58,7 +61,7 @@ class RowReader:
         if member is None:
             raise ValueError(f"no json among {', '.join(one.extension for one in sample.members)}.")
         try:
-            content = json.loads(sample.read(member))
+            content = json.loads(sample.read(member, self.files))
         except ValueError as error:
             raise ValueError(f"its json cannot be read: {error}.") from error
 
@@ -237,4 +240,5 @@ def _member(sample: ShardSample, extension: str, kind: Kind) -> Medium:
     member = sample.find(extension)
     assert member is not None, "the caller has found it"
     name = f"{sample.key}.{extension}"
-    return Medium(kind=kind, path=sample.shard, offset=member.offset, size=member.size, name=name)
+    place = {"path": sample.shard, "offset": member.offset, "size": member.size}
+    return Medium(kind=kind, name=name, extent=member.extent, **place)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest, VisualProcessor
+from loongforge.core.data.quarantine import Bad, BadSampleError, Document
 from loongforge.core.errors import DataError
-from loongforge.data.accounts import Told
+from loongforge.data.accounts import Told, left_out
 from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
 from loongforge.data.conversations import ChatRules, chat_rules
+from loongforge.data.files import Files
 from loongforge.data.items import gathered
-from loongforge.data.media import decode
+from loongforge.data.media import Medium, MissingLibraryError, contents, decode
 from loongforge.data.once import build_once
 from loongforge.data.row_files import stamps
+from loongforge.data.rows import Place
 from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
 from loongforge.data.tokenise import spare_workers
 from loongforge.data.visual_encode import VisualRules
-from loongforge.data.visual_file import VisualDocument, VisualFile, sources, write_visual
+from loongforge.data.visual_file import VisualDocument, VisualFile, emptied, sources, write_visual
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when cached conversations of an earlier version must not be read."""
 
 
@@ -33,6 +36,7 @@ class VisualConversations:
     def __init__(self, files: list[VisualFile], first: int, last: int) -> None:
         self.files = files
         self.first = first
+        self._shards = Files()
         self._borders = np.cumsum([0, *(len(file) for file in files)])
         self.lengths: np.ndarray = np.concatenate([file.lengths for file in files])[first:last]
         """Tokens of each conversation, features included, int64."""
@@ -45,16 +49,26 @@ class VisualConversations:
         file, place = self._find(number)
         return file.read(place)
 
+    def place(self, number: int) -> Place:
+        """Where one conversation was read."""
+        file, place = self._find(number)
+        return file.place(place)
+
+    def encoded(self, number: int) -> list[tuple[Medium, bytes | None]]:
+        """Media of one conversation with their bytes as they are stored; see `contents`."""
+        file, place = self._find(number)
+        media = file.media(place)
+        return list(zip(media, contents(media, self._shards), strict=True))
+
     def patches(self, number: int, grid: np.ndarray, processor: VisualProcessor) -> list[np.ndarray]:
         """Patches of every item of one conversation, decoded now; `DataError` for a corrupt or changed file.
 
         `grid` is that of its document.
         """
-        file, place = self._find(number)
         found: list[np.ndarray] = []
         expected = iter(grid.tolist())
-        for medium in file.media(place):
-            for item in decode(medium, processor).items:
+        for medium, content in self.encoded(number):
+            for item in decode(medium, processor, content).items:
                 if list(item.grid) != next(expected, None):
                     raise DataError(
                         f"{medium} has another size than when it was tokenised: it was changed. "
@@ -105,7 +119,7 @@ class VisualSource:
         return self._request.num_samples
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`; `DataError` names an image or video that is corrupt."""
+        """Sample number `index`; `BadSampleError` names the conversations whose images or videos are corrupt."""
         group, numbers = self._order[index]
         return self._filled([(group, number) for number in numbers])
 
@@ -124,11 +138,19 @@ class VisualSource:
         return Contents(documents=documents, samples=samples, lengths=sizes, items=items, grids=grids)
 
     def fill(self, documents: np.ndarray) -> Sample:
-        """A sequence of these conversations; `DataError` names an image or video that is corrupt."""
-        return self._filled([(group, number) for group, number in documents.tolist()])
+        """A sequence of these conversations; `BadSampleError` names those whose images or videos are corrupt."""
+        return self.fill_without(documents, ())
 
-    def _filled(self, chosen: list[tuple[int, int]]) -> Sample:
+    def fill_without(self, documents: np.ndarray, left_out: Collection[Document]) -> Sample:
+        """A sequence of these conversations with an empty place for each of `left_out`."""
+        return self._filled([(group, number) for group, number in documents.tolist()], left_out)
+
+    def _filled(self, chosen: list[tuple[int, int]], left_out: Collection[Document] = ()) -> Sample:
         documents = [self._groups[group][0].read(number) for group, number in chosen]
+        documents = [
+            emptied(one, self._pad_id) if which in left_out else one
+            for which, one in zip(chosen, documents, strict=True)
+        ]
         said = [(one.tokens, one.assistant) for one in documents]
         filled = fill(self._request, self._pad_id, said, self._request.packing)
         sample, borders = filled.sample, filled.borders
@@ -138,16 +160,28 @@ class VisualSource:
         sample["visual_positions"] = np.concatenate([none, *(one.features + start for one, start in starts)])
         sample["grid"] = np.concatenate([none.reshape(0, 3), *(one.grid for one in documents)])
         if self._request.pixels and len(sample["grid"]):
-            read = zip(chosen, documents, strict=True)
-            sample["pixels"] = np.concatenate(
-                [
-                    patches
-                    for (group, number), document in read
-                    for patches in self._groups[group][0].patches(number, document.grid, self._processor)
-                ]
-            )
+            sample["pixels"] = np.concatenate(self._patches(chosen, documents))
             assert len(sample["pixels"]) == int(sample["grid"].prod(axis=1).sum()), "patches are those of the grids"
         return sample
+
+    def _patches(self, chosen: list[tuple[int, int]], documents: list[VisualDocument]) -> list[np.ndarray]:
+        """Of all items; `BadSampleError` names every conversation with one that cannot be decoded."""
+        patches: list[np.ndarray] = []
+        bad: dict[Document, Bad] = {}
+        for (group, number), document in zip(chosen, documents, strict=True):
+            conversations = self._groups[group][0]
+            if not len(document.grid):
+                continue
+            try:
+                patches += conversations.patches(number, document.grid, self._processor)
+            except MissingLibraryError:
+                raise
+            except DataError as error:
+                place = conversations.place(number)
+                bad[group, number] = Bad(file=place.path, row=place.row, reason=str(error))
+        if bad:
+            raise BadSampleError(bad)
+        return patches
 
     def _positions(self, documents: list[VisualDocument], borders: list[int]) -> np.ndarray:
         """int64 `[seq_length]` or `[rank, seq_length]`; what pads a document goes on as text."""
@@ -174,6 +208,18 @@ class VisualSource:
             if group.packs is not None
         ]
 
+    @property
+    def conversations(self) -> int:
+        """Conversations of one epoch."""
+        return sum(len(conversations) for conversations, _ in self._groups)
+
+    @property
+    def left_out(self) -> list[Bad]:
+        """Rows that cannot be used, found when they were tokenised."""
+        return [
+            bad for conversations, _ in self._groups for file in conversations.files for bad in left_out(file.folder)
+        ]
+
     def fingerprint(self) -> Mapping[str, str]:
         """Everything the order and the content of samples depend on."""
         return {"source": "vlm", **self._facts, **settings(self._request)}
@@ -186,7 +232,7 @@ class VisualSource:
             "source": "vlm",
             "part": self._request.part,
             **self._counts,
-            "used": sum(len(conversations) for conversations, _ in self._groups),
+            "used": self.conversations,
             "sequences": units,
             "filled": round(positions / (units * self._request.seq_length), 4),
             "samples": self._request.num_samples,
@@ -226,9 +272,16 @@ def _tokenised(
 ) -> VisualFile:
     """The conversations of a path, tokenised into the cache first when they are not there."""
     files = sources(path)
-    key = hashlib.blake2b(repr((stamps(files), identity)).encode(), digest_size=8).hexdigest()
+    verified = ("verified",) if request.verify_media else ()
+    key = hashlib.blake2b(repr((stamps(files), identity, *verified)).encode(), digest_size=8).hexdigest()
     folder = request.cache / f"{Path(path).stem}-{key}"
-    everything = VisualRules(chat=rules, processor=processor, folder=files[0].parent)
+    everything = VisualRules(
+        chat=rules,
+        processor=processor,
+        folder=files[0].parent,
+        verify=request.verify_media,
+        may_leave_out=request.may_leave_out,
+    )
 
     def build() -> None:
         write_visual(files, folder, everything, max(spare_workers(file) for file in files))

@@ -8,13 +8,8 @@ import zlib
 from typing import BinaryIO
 
 from loongforge.core.errors import DataError
-from loongforge.data.media import INSTALL
+from loongforge.data.media import INSTALL, MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES, MAX_IMAGE_PIXELS
 
-MAX_IMAGE_PIXELS = 178_956_970
-"""Where Pillow, too, takes an image for a bomb."""
-MAX_FRAME_PIXELS = 8192 * 8192
-MAX_FRAMES = 10_000_000
-MAX_FPS = 1000
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 

@@ -133,12 +133,14 @@ def _rows(corpus: Packed, totals: Counter[str], left: Counter[str], notes: _Line
 
 def _numbers(file: Path) -> Iterator[int | str]:
     """Rows of a file as notes call them."""
+    from loongforge.data.index import glance
     from loongforge.data.row_files import LINES, count_of
     from loongforge.data.rows import BadRows, read_lines
-    from loongforge.data.shards import read_index
 
     if file.suffix == ".tar":
-        yield from (f"key {sample.key!r}" for sample in read_index(file))
+        index = glance(file)
+        yield from (f"key {index.key(number)!r}" for number in range(len(index)))
+        yield from (problem.place for problem in index.problems)
     elif file.suffix in LINES:
         yield from (number for number, _ in read_lines(file, BadRows()))
     else:
