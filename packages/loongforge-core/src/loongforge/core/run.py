@@ -115,6 +115,8 @@ def _train(plan: Plan, choice: Choice, worker: env.Worker, stop: Stop) -> None:
                 if last or stopping or due(step + 1, config.checkpoint.save_interval):
                     saver.save(training, step + 1, loader.position, data.quarantine.state())
                     _export(plan, world, training, watch)
+                if last and len(data.quarantine):
+                    watch.note(str(data.quarantine))
                 if stopping and not last:
                     saver.finish()
                     _leave(watch, config, step + 1)

@@ -31,6 +31,8 @@ def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data,
         watch.note(line)
     if report := data.train.report():
         watch.note("Data: " + ", ".join(f"{name} {value}" for name, value in report.items()) + ".")
+    if len(data.quarantine):
+        watch.note(str(data.quarantine))
     for note in notes:
         watch.note(note)
 
