@@ -258,4 +258,6 @@ def _table(file: Path, kind: Any, width: int) -> np.ndarray:
     """A table from its file; one row of `width` numbers each, or single numbers."""
     rows = os.path.getsize(file) // (np.dtype(kind).itemsize * width)
     shape = (rows,) if width == 1 else (rows, width)
-    return np.memmap(file, dtype=kind, mode="r", shape=shape) if rows else np.empty(shape, dtype=kind)
+    if not rows:
+        return np.empty(shape, dtype=kind)
+    return np.asarray(np.memmap(file, dtype=kind, mode="r", shape=shape))  # a slice of it costs a third of a memmap's

@@ -85,7 +85,7 @@ class VisualConversations:
         return gathered(files, lambda file, which: self.files[file].grids(places[which] - self._borders[file]))
 
     def _find(self, number: int) -> tuple[VisualFile, int]:
-        file = int(np.searchsorted(self._borders, number + self.first, side="right")) - 1
+        file = int(self._borders.searchsorted(number + self.first, side="right")) - 1
         return self.files[file], number + self.first - int(self._borders[file])
 
 
