@@ -279,6 +279,16 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def request_for(make_request, seeing_tokenizer_dir, processor, tmp_path: Path) -> Callable[..., SourceRequest]:
+    def build(file: Path, **changes: Any) -> SourceRequest:
+        values = {"paths": (str(file),), "tokenizer_path": str(seeing_tokenizer_dir), "seq_length": 128}
+        values |= {"shuffle": False, "visual": processor, "position_rank": 3, "overlong": "error"}
+        return make_request(tmp_path / "cache", **{**values, **changes})
+
+    return build
+
+
 def picture(height: int, width: int, seed: int) -> np.ndarray:
     """Random colours, uint8 `[height, width, 3]`."""
     return np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loongforge.core.data.contract import SourceRequest
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.errors import DataError
 from loongforge.data.shards import write_shards
@@ -21,16 +19,6 @@ from loongforge.data.tokenizer import HFTokenizer
 from loongforge.data.vlm import VisualSource, open_vlm
 
 SEQ = 128
-
-
-@pytest.fixture
-def request_for(make_request, seeing_tokenizer_dir, processor, tmp_path: Path) -> Callable[..., SourceRequest]:
-    def build(file: Path, **changes: Any) -> SourceRequest:
-        values = {"paths": (str(file),), "tokenizer_path": str(seeing_tokenizer_dir), "seq_length": SEQ}
-        values |= {"shuffle": False, "visual": processor, "position_rank": 3, "overlong": "error"}
-        return make_request(tmp_path / "cache", **{**values, **changes})
-
-    return build
 
 
 @pytest.fixture

@@ -55,10 +55,10 @@ class CutOffError(DataError):
     """An archive ends before its end mark, or is damaged from there on."""
 
 
-def shards_of(path: Path) -> list[Path]:
-    """The shard itself, or all `.tar` files of a directory by name; `DataError` when there is none."""
+def shards_of(path: Path, endings: tuple[str, ...] = (".tar",)) -> list[Path]:
+    """The shard itself, or all files of a directory with one of the endings by name; `DataError` when there is none."""
     if path.is_dir():
-        found = sorted(path.glob("*.tar"))
+        found = sorted(one for one in path.iterdir() if one.name.endswith(endings))
         if not found:
             raise DataError(f"{path} holds no .tar file; a webdataset is a directory of them.")
         return found

@@ -12,6 +12,7 @@ from typing import Any, cast
 from loongforge.core.data.contract import Clip, Placed, VisualProcessor
 from loongforge.core.errors import DataError
 from loongforge.data.conversations import ChatEncoder, ChatRules
+from loongforge.data.energon_folder import EnergonFolder, SampleFields
 from loongforge.data.engine import Engine
 from loongforge.data.index import glance
 from loongforge.data.media import Medium, measure
@@ -40,6 +41,8 @@ class SurveyRules:
     """Says what images become; None: rows with media have no length, but their files are looked at."""
     folder: Path = Path()
     """Where relative paths of media begin."""
+    fields: SampleFields | None = None
+    """What a sample's messages and image are, where its folder says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,8 @@ def survey(paths: Sequence[Path], rules: SurveyRules, engine: Engine) -> Survey:
     What is wrong is named and does not end the survey. `DataError` for a path that is absent or of another kind.
     """
     files = [file for path in paths for file in sources(str(path))]
+    prepared = EnergonFolder.open(paths[0])
+    rules = rules if prepared is None else replace(rules, fields=prepared.fields)
     found = Survey()
     with progress(f"looking at {paths[0].name}", sum(os.path.getsize(file) for file in files)) as advance:
         items = (item for file in files for item in _items(file))
@@ -133,7 +138,10 @@ class Surveyor:
     def __init__(self, rules: SurveyRules) -> None:
         self._rules = rules
         self._reader = RowReader(
-            messages_field=rules.messages_field, texts={"image": "", "video": "", "audio": ""}, marks=()
+            messages_field=rules.messages_field,
+            texts={"image": "", "video": "", "audio": ""},
+            marks=(),
+            fields=rules.fields,
         )
         self._tokenizer = None if rules.chat is None else rules.chat.choice.open()
 
@@ -147,7 +155,8 @@ class Surveyor:
         chat, processor = self._rules.chat, self._rules.processor
         if chat is None or processor is None:
             return None
-        return VisualEncoder(VisualRules(chat=chat, processor=processor, folder=self._rules.folder))
+        rules = VisualRules(chat=chat, processor=processor, folder=self._rules.folder, fields=self._rules.fields)
+        return VisualEncoder(rules)
 
     def __call__(self, items: list[Item]) -> list[SurveyedRow]:
         """One answer for every item, bad ones with the reason."""

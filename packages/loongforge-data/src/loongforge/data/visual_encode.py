@@ -12,6 +12,7 @@ from loongforge.core.data.contract import Placed, SoundProcessor, VisualItem, Vi
 from loongforge.core.errors import DataError
 from loongforge.data.accounts import UNTAUGHT, Answer
 from loongforge.data.conversations import ChatRules
+from loongforge.data.energon_folder import SampleFields
 from loongforge.data.media import Kind, Medium, MissingLibraryError, decode, measure
 from loongforge.data.overlong import settle
 from loongforge.data.rows import Place, parse_row
@@ -36,6 +37,8 @@ class VisualRules:
     """Where relative paths begin."""
     verify: bool = False
     """Decode every medium."""
+    fields: SampleFields | None = None
+    """What a sample's messages and image are, where its folder says it."""
     may_leave_out: int | None = 0
     """Rows that may be bad; None: any number. Decides nothing about the others."""
 
@@ -86,6 +89,7 @@ class VisualEncoder:
             data_format=chat.data_format,
             texts=texts_of(processor),
             marks=processor.marks,
+            fields=rules.fields,
         )
         self._marks = {mark: tokenizer.special_id(mark) for mark in processor.marks}
         self._places = re.compile(

@@ -19,6 +19,7 @@ import numpy as np
 from loongforge.core.data.contract import PlacedItem
 from loongforge.core.errors import DataError
 from loongforge.data.accounts import Accounts
+from loongforge.data.energon_folder import EnergonFolder
 from loongforge.data.index import open_indices
 from loongforge.data.items import spans
 from loongforge.data.media import Kind, Medium
@@ -27,6 +28,7 @@ from loongforge.data.row_files import ROWS, name_of, read_rows, row_files
 from loongforge.data.rows import BadRows, Place
 from loongforge.data.shards import shards_of
 from loongforge.data.tokenise import batched, in_order
+from loongforge.data.unpack import COMPRESSED, is_compressed
 from loongforge.data.visual_encode import Compact, Source, VisualEncoder, VisualRules
 
 _TABLES: dict[str, tuple[Any, int]] = {
@@ -171,15 +173,27 @@ def write_visual(paths: list[Path], folder: Path, rules: VisualRules, workers: i
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sources(path: str) -> list[Path]:
-    """The files behind a path: shards, or files of rows; `DataError` for anything else."""
+def sources(path: str, part: str = "train", *, stream: bool = False) -> list[Path]:
+    """The files behind a path: shards, or files of rows; `DataError` for anything else.
+
+    Of a folder that Energon has prepared, the shards of `part`. Compressed shards are among them where the caller can
+    `stream` them.
+    """
     file = Path(path)
-    if not file.is_dir() and file.suffix not in (".tar", *ROWS):
+    endings = (".tar", *COMPRESSED)
+    if not file.is_dir() and not file.name.endswith((*endings, *ROWS)):
         raise DataError(
             f"{path}: images and videos are read from {', '.join(ROWS)} files, .tar shards and directories."
         )
-    shards = file.suffix == ".tar" or (file.is_dir() and any(file.glob("*.tar")))
-    return shards_of(file) if shards else row_files(file)
+    if (prepared := EnergonFolder.open(file)) is not None:
+        found = prepared.shards(part)
+    elif file.name.endswith(endings) or (file.is_dir() and any(one.name.endswith(endings) for one in file.iterdir())):
+        found = shards_of(file, endings)
+    else:
+        return row_files(file)
+    if not stream and (packed := [one for one in found if is_compressed(one)]):
+        raise DataError(f"{packed[0]} is compressed, which training alone unpacks, into its cache: unpack it before.")
+    return found
 
 
 def _sources(paths: list[Path], bad: BadRows, cache: Path, advance: Callable[[int], None]) -> Iterator[Source]:

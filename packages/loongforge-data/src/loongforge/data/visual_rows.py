@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loongforge.data.energon_folder import SampleFields
 from loongforge.data.files import Files
 from loongforge.data.formats import AUTO, Conversation, read_conversation
 from loongforge.data.media import Kind, Medium, kind_of
@@ -43,6 +44,8 @@ class RowReader:
     marks: tuple[str, ...]
     """Special tokens of those; a message's own text may hold none of them."""
     data_format: str = AUTO
+    fields: SampleFields | None = None
+    """What a sample's messages and image are, where its folder says it; else its json does."""
     files: Files = field(default_factory=Files)
     """Shards that are read."""
 
@@ -57,13 +60,6 @@ class RowReader:
 
     def sample(self, sample: ShardSample) -> VisualRow:
         """A sample of a shard; its media are members of the same key, whatever their names say."""
-        member = sample.find("json")
-        if member is None:
-            raise ValueError(f"no json among {', '.join(one.extension for one in sample.members)}.")
-        try:
-            content = json.loads(sample.read(member, self.files))
-        except ValueError as error:
-            raise ValueError(f"its json cannot be read: {error}.") from error
 
         def find(name: str, kind: Kind) -> Medium:
             found = sample.find(name) or sample.find(name.removeprefix(f"{sample.key}."))
@@ -74,7 +70,20 @@ class RowReader:
                 )
             return _member(sample, found.extension, kind)
 
+        if self.fields is not None:
+            return self._row(self.fields.row(sample, lambda name: self._read(sample, name), self.messages_field), find)
+        said = self._read(sample, "json")
+        try:
+            content = json.loads(said)
+        except ValueError as error:
+            raise ValueError(f"its json cannot be read: {error}.") from error
         return self._row(self._unified(content, sample), find)
+
+    def _read(self, sample: ShardSample, extension: str) -> bytes:
+        member = sample.find(extension)
+        if member is None:
+            raise ValueError(f"no {extension} among {', '.join(one.extension for one in sample.members)}.")
+        return sample.read(member, self.files)
 
     def _unified(self, content: Any, sample: ShardSample) -> dict[str, Any]:
         """A row with messages and lists of media out of the layouts that shards come in."""

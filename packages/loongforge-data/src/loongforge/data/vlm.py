@@ -15,6 +15,7 @@ from loongforge.core.errors import DataError
 from loongforge.data.accounts import Told, left_out
 from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
 from loongforge.data.conversations import ChatRules, chat_rules
+from loongforge.data.energon_folder import EnergonFolder
 from loongforge.data.files import Files
 from loongforge.data.items import gathered
 from loongforge.data.media import Medium, MissingLibraryError, contents, decode
@@ -23,6 +24,7 @@ from loongforge.data.row_files import stamps
 from loongforge.data.rows import Place
 from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
 from loongforge.data.tokenise import spare_workers
+from loongforge.data.unpack import unpacked
 from loongforge.data.visual_encode import VisualRules
 from loongforge.data.visual_file import VisualDocument, VisualFile, emptied, sources, write_visual
 
@@ -271,15 +273,21 @@ def _tokenised(
     path: str, request: SourceRequest, processor: VisualProcessor, rules: ChatRules, identity: str
 ) -> VisualFile:
     """The conversations of a path, tokenised into the cache first when they are not there."""
-    files = sources(path)
+    part = "train" if request.split is not None else request.part
+    files = sources(path, part, stream=True)
+    files = unpacked(files, request.cache, is_builder=request.is_builder, barrier=request.barrier)
+    prepared = EnergonFolder.open(Path(path))
+    fields = None if prepared is None else prepared.fields
     verified = ("verified",) if request.verify_media else ()
-    key = hashlib.blake2b(repr((stamps(files), identity, *verified)).encode(), digest_size=8).hexdigest()
+    told = (stamps(files), identity, *verified, *([] if fields is None else [fields]))
+    key = hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
     folder = request.cache / f"{Path(path).stem}-{key}"
     everything = VisualRules(
         chat=rules,
         processor=processor,
         folder=files[0].parent,
         verify=request.verify_media,
+        fields=fields,
         may_leave_out=request.may_leave_out,
     )
 
