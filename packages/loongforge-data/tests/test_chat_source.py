@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loongforge.core.data.quarantine import Accounted, Bad
 from loongforge.core.errors import DataError
+from loongforge.data.accounts import Accounts, Answer
 from loongforge.data.chat import ChatSource, open_chat
+from loongforge.data.rows import Place
 from loongforge.data.tokenizer import HFTokenizer
 
 SEQ = 64
@@ -243,3 +246,37 @@ def test_what_packing_and_tokenizer_need(file: Path, request_for, tmp_path: Path
         open_chat(request_for(file, tokenizer_path=None))
     with pytest.raises(DataError, match="no file"):
         open_chat(request_for(tmp_path / "absent.jsonl"))
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_others_trained(file: Path, request_for, tokenizer_dir) -> None:
+    lines = file.read_text().splitlines()
+    lines[3], lines[7], lines[20] = "{", "", '{"messages": 7}'
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"chats\.jsonl:8: an empty line(.|\n)*--max-bad-samples 2 allows no more"):
+        open_chat(request_for(file, may_leave_out=2))
+    source = open_chat(request_for(file, may_leave_out=3))
+    assert isinstance(source, Accounted)
+    assert sorted(bad.row for bad in source.left_out) == [4, 8, 21]
+    assert source.conversations == 47
+    report = source.report()
+    assert (report["rows"], report["quarantined"], report["used"]) == (50, 3, 47)
+    left = questions(source, range(len(source.packed[0].packs)), HFTokenizer(tokenizer_dir))
+    assert left == Counter(f"q{number}" for number in range(50) if number not in (3, 7, 20))
+
+
+def test_a_row_that_is_neither_kept_nor_named_is_an_error(tmp_path: Path) -> None:
+    place = Place("rows.jsonl", 1)
+    with Accounts(tmp_path) as accounts:
+        list(accounts.planned(range(3)))
+        accounts.add(Answer(rows=1, kept=["a"], places=[place]))
+        accounts.add(Answer(rows=1, kept=["b"], places=[place], bad=[(place, "torn")]))
+        bad = [Bad(file="rows.jsonl", row=3, reason="torn")]
+        with pytest.raises(
+            DataError, match="3 rows were read and 3 answered; they make 2 conversations, and 1 are kept"
+        ):
+            accounts.summary("rows.jsonl", 1, bad)
+    with Accounts(tmp_path) as accounts:
+        list(accounts.planned(range(4)))
+        accounts.add(Answer(rows=3, kept=["a", "b", "c"], places=[place] * 3))
+        with pytest.raises(DataError, match="4 rows were read and 3 answered"):
+            accounts.summary("rows.jsonl", 3)

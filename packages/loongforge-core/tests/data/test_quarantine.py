@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loongforge.core.config.run import DataConfig
 from loongforge.core.data.balance import Deal, dealt
 from loongforge.core.data.contract import Contents, Sample
 from loongforge.core.data.loader import Loader, LoaderShape
 from loongforge.core.data.mock import open_mock
 from loongforge.core.data.quarantine import Accounted, Bad, BadSampleError, Budget, Document, Forgiving, Quarantine
-from loongforge.core.errors import DataError
+from loongforge.core.errors import ConfigError, DataError
 
 LENGTH, COUNT = 8, 48
 BROKEN = {9, 10, 30}
@@ -233,3 +234,9 @@ def test_what_a_source_has_left_out_counts_from_the_beginning() -> None:
     mock: Any = open_mock
     with pytest.raises(DataError, match="this source leaves nothing out"):
         Quarantine(Budget(ratio=0.5), rank).begin([mock])
+
+
+@pytest.mark.parametrize("wrong", [{"max_bad_samples": -1}, {"max_bad_run": -1}, {"max_bad_ratio": 1.5}])
+def test_budgets_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DataConfig(**wrong)
