@@ -71,5 +71,20 @@ LORA: Mapping[str, LoraCase] = {
     "qwen3_next": LoraCase(
         zoo="qwen3_next", targets=("all-linear", "mlp.gate"), by_peft=False, layouts=("one", "tp2-sp")
     ),
+    # Further layers: all that the decoder's have, and the projection of both inputs.
+    "mimo": LoraCase(
+        zoo="mimo", by_peft=False, layouts=("one", "tp2-sp", "pp2"),
+        patterns=("mtp_layers.1.* rank=3 alpha=2", "input_proj alpha=5"),
+    ),
+    "deepseek_v3 predicting": LoraCase(
+        zoo="deepseek_v3 predicting", targets=("all-linear", "mlp.gate"), by_peft=False, layouts=("tp2-sp-ep2",)
+    ),
+    "deepseek_v3 predicting attention": LoraCase(
+        zoo="deepseek_v3 predicting", targets=("self_attn.*", "eh_proj"), by_peft=False, layouts=("pp2",)
+    ),
+    "qwen3_next predicting": LoraCase(
+        zoo="qwen3_next predicting", targets=("self_attn.*", "shared_expert.*", "mtp.fc"), by_peft=False,
+        layouts=("one",),
+    ),
     "minimax_m2": LoraCase(zoo="minimax_m2", by_peft=False, layouts=("ep2",)),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -69,22 +70,22 @@ def adapted(case: Any, base: str, adapter: str, batch: str, out: str, by_peft: b
 
     tensors = load_file(batch)
     parameters, forward = (_by_peft if by_peft else _by_torch)(case, base, adapter)
-    logits = forward(tensors["tokens"])
+    logits, extra = forward(tensors)
     loss = _loss(logits, tensors)
-    loss.backward()
+    (loss if extra is None else loss + extra).backward()
     found = {name: parameter.grad.contiguous() for name, parameter in parameters.items()}
     save_file(found | {"logits": logits.detach().contiguous()}, out)
     return {"loss": loss.item()}
 
 
 def logits(case: Any, base: str, adapter: str, batch: str, out: str) -> dict[str, Any]:
-    """Forward over the whole batch."""
+    """Forward over the whole batch, by transformers' class even where it lacks the further layers of a case."""
     import torch
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(batch)
     with torch.no_grad():
-        found = _by_peft(case, base, adapter)[1](tensors["tokens"])
+        found, _ = _by_peft(replace(case, reference=None), base, adapter)[1](tensors)
     save_file({"logits": found.contiguous()}, out)
     return {"loss": _loss(found, tensors).item()}
 
@@ -100,7 +101,7 @@ def trained(case: Any, base: str, adapter: str, batches: list[str], out: str) ->
     losses, norms = [], []
     for path in batches:
         batch = load_file(path)
-        loss = _loss(forward(batch["tokens"]), batch)
+        loss = _loss(forward(batch)[0], batch)
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(values, CLIP).item())
@@ -126,12 +127,12 @@ def _loss(logits: Any, batch: Any) -> Any:
 
 
 def _by_peft(case: Any, base: str, adapter: str) -> tuple[dict[str, Any], Any]:
-    """Adapters by their names in the file, and tokens to logits."""
+    """Adapters by their names in the file, and from a batch to logits and what training adds to the loss."""
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(load(case, base), adapter, is_trainable=True).eval()
     found = {name.replace(".default", ""): one for name, one in model.named_parameters() if one.requires_grad}
-    return found, lambda tokens: model(input_ids=tokens).logits
+    return found, lambda batch: (model(input_ids=batch["tokens"]).logits, None)
 
 
 def _by_torch(case: Any, base: str, adapter: str) -> tuple[dict[str, Any], Any]:
@@ -146,16 +147,27 @@ def _by_torch(case: Any, base: str, adapter: str) -> tuple[dict[str, Any], Any]:
         name: tensor.requires_grad_() for name, tensor in load_file(Path(adapter, "adapter_model.safetensors")).items()
     }
 
-    def forward(tokens: Any) -> Any:
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: Any) -> Any:
+            extra = None if case.extra_loss is None else case.extra_loss(model, [batch])
+            return model(input_ids=batch["tokens"]).logits, extra
+
+    whole = Whole()
+
+    def forward(batch: Any) -> Any:
         changed: dict[str, Any] = {}
         for name in [name for name in pairs if name.endswith("lora_A.weight")]:
             module = name.removeprefix(PEFT).removesuffix(".lora_A.weight")
             left, right = pairs[name.replace("lora_A", "lora_B")], pairs[name]
             delta = left @ right * _scale(config, module, right.size(0))
-            place, index = _place(module, own)
+            place, index = _place(module, own, getattr(model, "own_name", str))
             before = changed.get(place, own[place])
             changed[place] = before + delta if index is None else _put(before, delta, index)
-        return torch.func.functional_call(model, changed, args=(), kwargs={"input_ids": tokens}).logits
+        return torch.func.functional_call(whole, {f"model.{name}": one for name, one in changed.items()}, (batch,))
 
     return pairs, forward
 
@@ -166,10 +178,12 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     return alpha / (sqrt(rank) if config["use_rslora"] else rank)
 
 
-def _place(module: str, own: dict[str, Any]) -> tuple[str, tuple[int, str] | None]:
+def _place(module: str, own: dict[str, Any], own_name: Any) -> tuple[str, tuple[int, str] | None]:
     """The parameter of a module; with the expert and its half where experts are stacked."""
-    if f"{module}.weight" in own:
-        return f"{module}.weight", None
+    place: str = own_name(f"{module}.weight")
+    if place in own:
+        return place, None
+    module = place.removesuffix(".weight")
     experts, number, leaf = module.rsplit(".", 2)
     half = {"gate_proj": "first", "w1": "first", "up_proj": "second", "w3": "second"}.get(leaf, "all")
     name = f"{experts}.{'down_proj' if half == 'all' else 'gate_up_proj'}"

@@ -88,10 +88,9 @@ def write_adapter(plan: Plan, directory: Path) -> None:
             for side, shape in (("A", (one.rank, one.matrix.inputs)), ("B", (one.matrix.outputs, one.rank))):
                 name = f"base_model.model.{module}.lora_{side}.weight"
                 tensors[name] = (0.2 if side == "A" else 0.05) * torch.randn(shape, generator=generator)
-    matrices = inventory_of(plan.config.model, plan.geometry).matrices
     directory.mkdir(parents=True)
     save_file(tensors, directory / ADAPTER, metadata={"format": "pt"})
-    said = written(AdapterSet(base=None, adapters=plan.adapters, matrices=matrices))
+    said = written(AdapterSet(base=None, adapters=plan.adapters, modules=inventory_of(plan).modules))
     (directory / "adapter_config.json").write_text(json.dumps(said))
 
 
@@ -144,6 +143,20 @@ def _train(worker: Any, config: RunConfig, batches: Any, scratch: Path, look: An
         export_hf(part.plan, part.world, part.model, scratch)
         said = look(part, training) if look else None
     return seen, said
+
+
+def notes_of(config: RunConfig) -> list[str]:
+    """What loading says, in one process."""
+    return run_distributed(partial(_notes, config=config), 1)[0]
+
+
+def _notes(worker: Any, config: RunConfig) -> list[str]:
+    from loongforge.ckpt.workers import part_of
+    from loongforge.core.checkpoint.load import load_weights
+    from loongforge.core.checkpoint.start import find_start
+
+    with part_of(config) as part:
+        return load_weights(part.plan, part.world, part.model, find_start(config.checkpoint))
 
 
 def through_checkpoint(config: RunConfig, layouts: tuple[RunConfig, int], world: int, out: Path) -> None:

@@ -96,11 +96,30 @@ def test_peft_takes_experts_and_routers(shelf: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(load_file(out)["logits"], expected.logits, rtol=0, atol=2e-5)
 
 
+def test_adapters_of_further_layers_are_optional(shelf: Any, tmp_path: Path) -> None:
+    """transformers has no further layers: PEFT loads what the model has, and so do we without them, aloud."""
+    from lora_run import config_of, notes_of
+
+    name = "deepseek_v3 predicting attention"
+    case, adapter, expected = LORA[name], shelf.adapter(name), shelf.expected(name)
+    base, batch, out = shelf.base(case.zoo), adapter.parent / "batch.safetensors", tmp_path / "out.safetensors"
+    loss = shelf.reference.logits(case.zoo, base, adapter, batch, out)
+    assert loss == pytest.approx(expected.loss, rel=1e-6)
+    torch.testing.assert_close(load_file(out)["logits"], expected.logits, rtol=0, atol=2e-5)
+    alone = config_of(case, base, "one", "--lora-adapter-path", str(adapter), "--mtp-num-layers", "0")
+    further = sum(".layers.4." in name for name in load_file(adapter / "adapter_model.safetensors"))
+    assert further == 12
+    assert notes_of(alone)[-1] == (
+        f"{adapter}: {further} tensors of multi-token prediction are left out; --mtp-num-layers 1 trains them with the "
+        "model."
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "saved", "read"), [("deepseek_v3", "tp2-sp-ep2", "pp2"), ("qwen3_next", "tp2-sp", "one")]
+    ("name", "saved", "read"), [("deepseek_v3 predicting", "tp2-sp-ep2", "pp2"), ("qwen3_next", "tp2-sp", "one")]
 )
 def test_checkpoints_move_between_layouts(name: str, saved: str, read: str, shelf: Any, tmp_path: Path) -> None:
-    """Experts, routers, latent attention, gated delta rules: every bit of every adapter arrives."""
+    """Experts, routers, latent attention, further layers, delta rules: every bit of every adapter arrives."""
     from lora_cases import RUNS
     from lora_run import ADAPTER, config_of, through_checkpoint
 

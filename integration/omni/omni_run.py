@@ -261,11 +261,18 @@ def _steps(worker: Any, config: RunConfig, mixes: Sequence[str], out: Path) -> l
     return results
 
 
-def transformers_alone(directory: Path, mix: str) -> Measured:
-    """transformers on each sequence by itself: mean loss over all unmasked tokens, and its gradients as it saves."""
+def transformers_alone(directory: Path, mix: str, adapter: Path | None = None) -> Measured:
+    """transformers on each sequence by itself: mean loss over all unmasked tokens, and its gradients as it saves.
+
+    With an adapter by PEFT: the gradients of every A and B, by their names in the file.
+    """
     import transformers as hf
 
     model = hf.AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    if adapter is not None:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
     every = sequences(mix)
     count = sum(float(one.loss_mask.sum()) for one in every)
     total = 0.0
@@ -286,6 +293,9 @@ def transformers_alone(directory: Path, mix: str) -> Measured:
         loss = (losses * one.loss_mask[0]).sum() / count
         loss.backward()
         total += loss.item()
+    if adapter is not None:
+        found = {name.replace(".default", ""): one.grad for name, one in model.named_parameters() if one.requires_grad}
+        return Measured(loss=total, tokens=int(count), tensors=found, logits=tuple(seen))
     scratch = directory.parent / f"{directory.name}-{mix}-gradients".replace(" ", "-")
     with torch.no_grad():
         for parameter in model.parameters():

@@ -214,6 +214,16 @@ class Predicting(nn.Module):
             )
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
 
+    def own_name(self, name: str) -> str:
+        """The parameter that holds a tensor of the checkpoint."""
+        for depth in range(self.depths):
+            for end in ENDS:
+                if name == self._name(getattr(self.layout, end), depth):
+                    return f"ends.{depth}.{end}"
+            if name.startswith(block := self._name(self.layout.block, depth)):
+                return f"trunk.model.layers.{self.layers + depth}.{name.removeprefix(block)}"
+        return f"trunk.{name}"
+
     def _name(self, pattern: str, depth: int) -> str:
         return pattern.format(depth=depth, layer=self.layers + depth)
 

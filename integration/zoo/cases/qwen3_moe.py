@@ -43,7 +43,7 @@ CONFIG: dict[str, Any] = {
 }
 
 CASES = {
-    "qwen3_moe": Case(family="qwen3_moe", config=CONFIG, layouts=EXPERTS),
+    "qwen3_moe": Case(family="qwen3_moe", config=CONFIG, layouts=(*EXPERTS, "pp2-vpp2")),
     "qwen3_moe share of all": Case(
         family="qwen3_moe", config={**CONFIG, "norm_topk_prob": False}, layouts=("one", "tp2-sp-ep2")
     ),

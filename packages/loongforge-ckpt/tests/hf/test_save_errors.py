@@ -45,8 +45,8 @@ def export(kit: Any, make_hf: Callable[..., Path]) -> Callable[..., list[str | N
 
 
 def limit_file_size(world: Any) -> None:
-    """On the last rank that writes, no file may pass 4 kB: what a full disk looks like from inside."""
-    if world.rank == world.size - world.tp.size():
+    """On the last rank, no file may pass 4 kB: what a full disk looks like from inside."""
+    if world.rank == world.size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 

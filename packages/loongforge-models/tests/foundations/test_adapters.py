@@ -31,10 +31,14 @@ def first_size(family: str) -> str:
     return next(iter(plugins.load("models", family).sizes)).replace("_", "-")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_matrix_can_have_an_adapter(family: str) -> None:
+CASES = [(family, 0) for family in FAMILIES] + [(name, 1) for name in ("deepseek3", "glm4_moe", "mimo", "qwen3_next")]
+
+
+@pytest.mark.parametrize(("family", "further"), CASES)
+def test_every_matrix_can_have_an_adapter(family: str, further: int) -> None:
     """Their sizes add up to all parameters but embedding, output matrix, norms, biases and what a delta rule has."""
-    plan = plan_of(first_size(family), "--lora-rank", "4", "--lora-target-modules", "*")
+    flags = ("--mtp-num-layers", str(further)) if further else ()
+    plan = plan_of(first_size(family), "--lora-rank", "4", "--lora-target-modules", "*", *flags)
     matrices = sum(one.matrix.inputs * one.matrix.outputs * (one.matrix.experts or 1) for one in plan.adapters)
     tables = (1 if plan.geometry.tie_word_embeddings else 2) * plan.padded_vocab_size * plan.geometry.hidden_size
     rest = count_parameters(plan.geometry, plan.padded_vocab_size) - tables - matrices

@@ -107,6 +107,9 @@ class Composition:
     """`prefixes(model: ModelConfig) -> dict[str, tuple[tuple[str, str], ...]]`: for every component, how the beginnings
     of its own Hugging Face names are spelled in the whole; the first that fits is exchanged, a name that none fits is
     not the component's."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names in a checkpoint of the whole, each with what the class in transformers calls them where that
+    differs; adapters are named as the class is."""
     hf_architectures: tuple[str, ...] = ()
     """Values of `architectures` in a Hugging Face `config.json` of the whole."""
     token_ids: tuple[tuple[str, str], ...] = ()

@@ -1,8 +1,53 @@
-"""MiniMax-M2, M2.1, M2.5 and M2.7, which say the same; released in fp8."""
+"""MiniMax-M2, M2.1, M2.5 and M2.7, released in fp8; the later files say less, and M2.7 has more positions."""
 
 from __future__ import annotations
 
+from typing import Any
+
+LATER: dict[str, Any] = {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "attn_type_list": [1] * 62,
+    "auto_map": {
+        "AutoConfig": "configuration_minimax_m2.MiniMaxM2Config",
+        "AutoModelForCausalLM": "modeling_minimax_m2.MiniMaxM2ForCausalLM",
+    },
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 196608,
+    "model_type": "minimax_m2",
+    "mtp_transformer_layers": 1,
+    "num_attention_heads": 48,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 62,
+    "num_key_value_heads": 8,
+    "num_local_experts": 256,
+    "num_mtp_modules": 3,
+    "qk_norm_type": "per_layer",
+    "quantization_config": {
+        "activation_scheme": "dynamic",
+        "fmt": "float8_e4m3fn",
+        "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"],
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 5000000,
+    "rotary_dim": 64,
+    "scoring_func": "sigmoid",
+    "shared_intermediate_size": 0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "use_mtp": True,
+    "use_qk_norm": True,
+    "use_routing_bias": True,
+    "vocab_size": 200064,
+}
 RELEASED = {
+    "minimax_m2_1_230b_a10b": LATER,
+    "minimax_m2_5_230b_a10b": LATER,
+    "minimax_m2_7_230b_a10b": {**LATER, "max_position_embeddings": 204800},
     "minimax_m2_230b_a10b": {
         "architectures": ["MiniMaxM2ForCausalLM"],
         "attention_dropout": 0.0,
@@ -15,7 +60,11 @@ RELEASED = {
         "hidden_size": 3072,
         "initializer_range": 0.02,
         "intermediate_size": 1536,
+        "layernorm_full_attention_beta": 1.0,
+        "layernorm_linear_attention_beta": 1.0,
+        "layernorm_mlp_beta": 1.0,
         "max_position_embeddings": 196608,
+        "mlp_intermediate_size": 8192,
         "model_type": "minimax_m2",
         "mtp_transformer_layers": 1,
         "num_attention_heads": 48,
@@ -39,15 +88,19 @@ RELEASED = {
         "router_jitter_noise": 0.0,
         "scoring_func": "sigmoid",
         "shared_intermediate_size": 0,
+        "shared_moe_mode": "sigmoid",
         "tie_word_embeddings": False,
         "use_cache": True,
         "use_mtp": True,
         "use_qk_norm": True,
         "use_routing_bias": True,
         "vocab_size": 200064,
-    }
+    },
 }
 
-PARAMETERS = {"minimax_m2_230b_a10b": 228_689_748_992}
+PARAMETERS = dict.fromkeys(RELEASED, 228_689_748_992)
 EXPECTED = {"use_mtp": False}
-FREE = {"auto_map", "mtp_transformer_layers", "num_mtp_modules", "output_router_logits", "quantization_config"}
+FREE = {
+    *("auto_map", "mlp_intermediate_size", "mtp_transformer_layers", "num_mtp_modules", "output_router_logits"),
+    *("quantization_config", "shared_moe_mode"),
+}

@@ -1,4 +1,4 @@
-"""Write one safetensors file tensor by tensor, so that no file is ever whole in memory.
+"""Write one safetensors file tensor by tensor, or by several ranks at once; no file is ever whole in memory.
 
 The format: eight bytes with the length of the header, the header as JSON (type, shape and byte range of every tensor),
 then the raw bytes of all tensors without gaps.
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+import numpy as np
 import torch
 
+BUFFER = 2**24
+"""Bytes of a tensor that are in memory besides it, where it has another type, order or device than the file."""
 TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -79,6 +82,83 @@ class ContainerWriter:
                 assert not self._expected, f"{self._expected[-1].name} was announced and did not come"
                 self._file.flush()
                 os.fsync(self._file.fileno())
+
+
+def create(path: Path, entries: Sequence[Entry]) -> None:
+    """A file with its header and its size, whose tensors `ContainerPart` fills in. May raise `OSError`."""
+    begin = header(entries)
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(len(begin) + sum(entry.bytes for entry in entries))
+
+
+class ContainerPart:
+    """What one of several ranks writes into a file that was created; a context manager.
+
+    Ranks write at the same time, each its own blocks. Every method may raise `OSError`. Leaving the context without an
+    error has put the blocks on the disk.
+    """
+
+    def __init__(self, path: Path, entries: Sequence[Entry]) -> None:
+        self._path, self._descriptor = path, -1
+        self.written = 0
+        """Bytes so far."""
+        self._places: dict[str, tuple[Entry, int]] = {}
+        position = len(header(entries))
+        for entry in entries:
+            self._places[entry.name] = entry, position
+            position += entry.bytes
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._path, os.O_WRONLY)
+        return self
+
+    def write(self, name: str, block: Sequence[slice], values: torch.Tensor) -> None:
+        """The block of a tensor where `block` says, of any type and on any device; dimensions behind are whole."""
+        entry, begin = self._places[name]
+        behind = [slice(None)] * (len(entry.shape) - len(block))
+        bounds = [part.indices(size)[:2] for part, size in zip([*block, *behind], entry.shape, strict=True)]
+        sizes = [stop - start for start, stop in bounds]
+        assert list(values.shape) == sizes, f"a block {sizes} of {entry} was announced, {list(values.shape)} came"
+        if not values.numel():
+            return
+        lines = values.flatten(0, -2) if values.dim() > 1 else values.reshape(1, -1)
+        width = lines.size(1) * entry.dtype.itemsize
+        first = next((dim for dim, size in enumerate(sizes) if size > 1), 0)
+        one_stretch = sizes[first + 1 :] == list(entry.shape[first + 1 :])
+        step = max(1, BUFFER // width)
+        for at in range(0, len(lines), step):
+            some = lines[at : at + step].to(device="cpu", dtype=entry.dtype).contiguous()
+            raw = memoryview(some.view(-1).view(torch.uint8).numpy())
+            places = begin + entry.dtype.itemsize * _line_places(
+                bounds, entry.shape, at, 1 if one_stretch else len(some)
+            )
+            for number, place in enumerate(places.tolist()):
+                self._put(raw if one_stretch else raw[number * width : (number + 1) * width], place)
+
+    def _put(self, raw: memoryview, place: int) -> None:
+        self.written += len(raw)
+        while raw:
+            count = os.pwrite(self._descriptor, raw, place)
+            raw, place = raw[count:], place + count
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+
+def _line_places(
+    bounds: Sequence[tuple[int, int]], shape: Sequence[int], at: int, count: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Places in a tensor of the lines `at` to `at + count` of a block: stretches of its last dimension."""
+    if len(shape) < 2:
+        return np.array([start for start, _ in bounds] or [0])
+    within = np.unravel_index(np.arange(at, at + count), [stop - start for start, stop in bounds[:-1]])
+    index = [one + start for one, (start, _) in zip(within, bounds[:-1], strict=True)]
+    return np.ravel_multi_index(index, tuple(shape[:-1])) * shape[-1] + bounds[-1][0]
 
 
 def header(entries: Sequence[Entry]) -> bytes:

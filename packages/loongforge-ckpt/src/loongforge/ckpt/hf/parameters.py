@@ -12,8 +12,8 @@ import torch
 
 from loongforge.core.checkpoint.contract import WeightPart
 from loongforge.core.model.names import whole_model_name
-from loongforge.core.model.pieces import Piece, Shape, Shard, hf_names, hf_shapes, pieces
-from loongforge.core.model.weights import Copy, Rule, StackedExperts
+from loongforge.core.model.pieces import Piece, Shape, Shard, hf_shapes, pieces
+from loongforge.core.model.weights import Copy, Rule, StackedExperts, hf_names
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -39,6 +39,13 @@ class Parameter:
     def is_stacked(self) -> bool:
         """Whether its Hugging Face tensor holds other experts too."""
         return isinstance(self.rule, StackedExperts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank that shares it holds all of it."""
+        rule = self.rule
+        split = not isinstance(rule, Copy | StackedExperts) or rule.shard_dim is not None
+        return not split and not (isinstance(rule, StackedExperts) and rule.gate_up)
 
     @property
     def speaks(self) -> bool:

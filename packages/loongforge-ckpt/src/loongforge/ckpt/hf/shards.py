@@ -34,7 +34,7 @@ class Team:
     part: int
     """Number of the component in the movement."""
     kind: int
-    """`DENSE`; `EXPERT`: every expert parallel rank writes its own; `STACKED`: all of a stage fill common tensors."""
+    """`DENSE`; `EXPERT`: every expert parallel rank has its own files; `STACKED`: all of a stage share tensors."""
     stage: int
     """Pipeline stage."""
     expert_rank: int
@@ -49,11 +49,11 @@ Named = dict[Team, list[tuple[Entry, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What a team writes at once: one parameter, or all experts of a stacked tensor that this rank holds."""
+    """One parameter, or all experts of a stacked tensor that this rank holds."""
 
     team: Team
     group: dist.ProcessGroup
-    """The team; its first rank writes."""
+    """The team; its first rank creates the files."""
     parameters: tuple[Parameter, ...]
     entries: tuple[Entry, ...]
     """The tensors it becomes."""
@@ -65,6 +65,11 @@ class OwnFile:
 
     name: str
     items: tuple[Item, ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Its tensors in their order."""
+        return tuple(entry for item in self.items for entry in item.entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +85,6 @@ class ExportPlan:
     dtype: torch.dtype
     """Type of most of the bytes."""
     rounds: int
-    holders: Mapping[Team, Mapping[int, tuple[int, ...]]]
-    """Of teams with stacked tensors: for each expert the ranks that share it, in the order of their parts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Word:
-    """What one rank tells all others."""
-
-    named: Named
-    """Of the teams in which it writes."""
-    experts: dict[Team, tuple[int, tuple[int, ...]]]
-    """Of teams with stacked tensors: its number among the ranks that share an expert, and the experts it holds."""
 
 
 def items_of(
@@ -140,8 +133,10 @@ def plan_files(items: Sequence[Item], world: World, shard_bytes: int) -> ExportP
     here: dict[Team, list[Item]] = {}
     for item in items:
         here.setdefault(item.team, []).append(item)
-    told = world.gather(_word(here))
-    named = dict(sorted((team, entries) for word in told for team, entries in word.named.items()))
+    first: Named = {
+        team: [item.entries for item in items] for team, items in here.items() if items[0].group.rank() == 0
+    }
+    named = dict(sorted((team, entries) for told in world.gather(first) for team, entries in told.items()))
     owner: dict[str, Place] = {}
     for team, contents in named.items():
         for index, entries in enumerate(contents):
@@ -171,7 +166,6 @@ def plan_files(items: Sequence[Item], world: World, shard_bytes: int) -> ExportP
         bytes=sum(entry.bytes for entry in entries),
         dtype=_usual_type(entries),
         rounds=rounds,
-        holders=_holders(told),
     )
 
 
@@ -180,30 +174,6 @@ def expected_free(path: Path, needed: int, free: int) -> list[str]:
     if needed <= free:
         return []
     return [f"{path}: the export needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free. Nothing was written."]
-
-
-def _word(here: Mapping[Team, Sequence[Item]]) -> _Word:
-    named: Named = {}
-    experts: dict[Team, tuple[int, tuple[int, ...]]] = {}
-    for team, items in here.items():
-        if items[0].group.rank() == 0:
-            named[team] = [item.entries for item in items]
-        if team.kind == STACKED:
-            parameters = items[0].parameters
-            experts[team] = parameters[0].shard.rank, tuple(one.shard.expert for one in parameters)
-    return _Word(named=named, experts=experts)
-
-
-def _holders(told: Sequence[_Word]) -> dict[Team, dict[int, tuple[int, ...]]]:
-    parts: dict[Team, dict[int, dict[int, int]]] = {}
-    for rank, word in enumerate(told):
-        for team, (part, experts) in word.experts.items():
-            for expert in experts:
-                parts.setdefault(team, {}).setdefault(expert, {})[part] = rank
-    return {
-        team: {expert: tuple(ranks[part] for part in sorted(ranks)) for expert, ranks in sorted(experts.items())}
-        for team, experts in parts.items()
-    }
 
 
 def _rounds(cut: Mapping[Team, Sequence[Any]]) -> tuple[dict[Team, int], int]:

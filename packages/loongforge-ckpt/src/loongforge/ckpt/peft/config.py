@@ -110,7 +110,6 @@ def written(adapters: AdapterSet) -> dict[str, Any]:
     every = adapters.adapters
     rank = Counter(one.rank for one in every).most_common(1)[0][0]
     alpha = Counter(one.alpha for one in every if one.rank == rank).most_common(1)[0][0]
-    matrices = adapters.matrices
     # Stacked experts and routers of transformers are parameters to PEFT, and those have no dropout.
     dropout = max(one.dropout for one in every)
     parameters = any(one.matrix.experts is not None or one.matrix.is_router for one in every)
@@ -125,7 +124,7 @@ def written(adapters: AdapterSet) -> dict[str, Any]:
         "use_rslora": every[0].rslora,
         "target_modules": sorted(
             name
-            for module in _names({one.matrix.module for one in every}, [one.module for one in matrices])
+            for module in _names({one.matrix.module for one in every}, adapters.modules)
             for name in _filled(module, every)
         ),
         "rank_pattern": _pattern(every, {one.matrix.module: one.rank for one in every if one.rank != rank}),
@@ -138,9 +137,12 @@ def written(adapters: AdapterSet) -> dict[str, Any]:
 
 
 def _names(some: set[str], every: Iterable[str]) -> set[str]:
-    """Shortest ends of names that mean `some` among `every`: the last word where all modules with it are meant."""
+    """Shortest ends of names that mean `some` among `every`: the last word where all modules with it are meant.
+
+    A number is no such word: layers end in one too.
+    """
     shared = {module.rpartition(".")[2] for module in every if module not in some}
-    return {module if (leaf := module.rpartition(".")[2]) in shared else leaf for module in some}
+    return {module if (leaf := module.rpartition(".")[2]) in shared or leaf.isdigit() else leaf for module in some}
 
 
 def _filled(module: str, every: Iterable[Adapter]) -> tuple[str, ...]:

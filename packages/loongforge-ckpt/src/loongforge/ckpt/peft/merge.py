@@ -24,6 +24,7 @@ from loongforge.ckpt.hf.directory import incomplete, locate, replaced
 from loongforge.ckpt.hf.publish import cannot_write, publish, sync
 from loongforge.ckpt.peft.config import WEIGHTS, read
 from loongforge.ckpt.peft.move import locate as locate_adapters
+from loongforge.core.checkpoint.sources import Prefixes, spelled, whole_of
 from loongforge.core.errors import CheckpointError
 from loongforge.core.lora.table import PEFT
 
@@ -44,8 +45,10 @@ class Merged:
 class Adapters:
     """Pairs of a PEFT directory by module, read when asked for."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, base: Path, stack: ExitStack) -> None:
         self.config = read(path)
+        whole = whole_of(base, "hf")
+        self._spellings: Prefixes = whole.modules if whole else ()
         _, problems = locate_adapters(path)
         if problems:
             raise CheckpointError("\n".join(problems))
@@ -60,6 +63,11 @@ class Adapters:
             self.modules.setdefault(found[1], {})[found[2]] = name
         if lacking := sorted(module for module, sides in self.modules.items() if len(sides) < 2):
             raise CheckpointError(f"{path / WEIGHTS}: {lacking[0]!r} lacks its A or its B. Download it again.")
+
+    def module(self, tensor: str) -> str:
+        """What the class in transformers calls the module of a tensor of the base."""
+        name = tensor.removesuffix(".weight")
+        return spelled(name, self._spellings) or name
 
     def shape(self, module: str) -> tuple[int, int]:
         """Of the matrix that the pair belongs to."""
@@ -89,7 +97,7 @@ def merge(base: Path, adapter: Path, target: Path, sign: int, tell: Callable[[st
     """
     start = time.perf_counter()
     with ExitStack() as stack:
-        adapters = Adapters(adapter, stack)
+        adapters = Adapters(adapter, base, stack)
         where, problems = locate(base)
         if problems:
             raise CheckpointError("\n".join(problems))
@@ -120,7 +128,7 @@ def _check(base: Path, files: dict[str, Any], adapters: Adapters) -> None:
     for file, tensors in files.items():
         for name in tensors.keys():  # noqa: SIM118
             part = tensors.get_slice(name)
-            module = name.removesuffix(".weight")
+            module = adapters.module(name)
             shapes[module] = tuple(part.get_shape())
             kind = part.get_dtype()
             if kind not in KINDS:
@@ -154,7 +162,7 @@ def _write(path: Path, source: Path, tensors: Any, adapters: Adapters, sign: int
                 tensor = tensors.get_tensor(entry.name)
             except SafetensorError as error:
                 raise CheckpointError(f"{source}: {entry.name!r} cannot be read ({error}).") from error
-            module = entry.name.removesuffix(".weight")
+            module = adapters.module(entry.name)
             if module in adapters.modules:
                 tensor = (tensor.float() + sign * adapters.delta(module)).to(entry.dtype)
             writer.write(entry.name, tensor)

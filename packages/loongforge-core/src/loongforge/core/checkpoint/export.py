@@ -74,14 +74,13 @@ def export_hf(plan: Plan, world: World, model: HasModel, path: Path) -> MoveRepo
 
 def _adapters_alone(plan: Plan, world: World, model: HasModel, path: Path) -> MoveReport:
     load = plan.config.model.foundation.load or plan.config.checkpoint.load
-    matrices = inventory_of(plan.config.model, plan.geometry).matrices
     base = str(Path(load).expanduser().resolve()) if load else None
     move = WeightMove(
         path=path,
-        parts=(adapters_of(plan, world, model.chunks),),
+        parts=adapters_of(plan, world, model.chunks, model.tower),
         world=world,
         config={},
-        adapters=AdapterSet(base=base, adapters=plan.adapters, matrices=matrices),
+        adapters=AdapterSet(base=base, adapters=plan.adapters, modules=inventory_of(plan).modules),
     )
     return plugins.load("checkpoints", "peft").save()(move)
 

@@ -72,7 +72,7 @@ def _load_adapters(plan: Plan, world: World, model: Model, start: Start) -> list
         return []
     path = Path(named).expanduser()
     spec: plugins.FormatSpec = adapter_format(path).spec
-    move = WeightMove(path=path, parts=(adapters_of(plan, world, model.chunks),), world=world, config={})
+    move = WeightMove(path=path, parts=adapters_of(plan, world, model.chunks, model.tower), world=world, config={})
     return [f"Adapters of {path}.", *spec.load()(move).notes]
 
 

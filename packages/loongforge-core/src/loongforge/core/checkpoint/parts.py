@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from loongforge.core import plugins
 from loongforge.core.checkpoint.contract import WeightPart
-from loongforge.core.checkpoint.sources import Prefixes, composition_of
+from loongforge.core.checkpoint.sources import Prefixes, composition_of, module_prefixes, spelled
 from loongforge.core.lora.table import adapter_table, without_adapters
 from loongforge.core.megatron.groups import World
 from loongforge.core.model.weights import Rule, WeightTable
@@ -57,10 +57,15 @@ def part_of(
     )
 
 
-def adapters_of(plan: Plan, world: World, chunks: Sequence[Any]) -> WeightPart:
-    """The adapters of the foundation alone, with PEFT's names."""
-    part = part_of(plan, world, chunks, None, "foundation")
-    return replace(part, table=adapter_table(part.table), vocab_size=0)
+def adapters_of(plan: Plan, world: World, chunks: Sequence[Any], tower: Any) -> tuple[WeightPart, ...]:
+    """The adapters of every component that has some, with PEFT's names; on every rank of the same components."""
+    prefixes = module_prefixes(plan.config.model)
+    parts = (
+        part_of(plan, world, chunks, tower, name, prefixes[name])
+        for name in plan.config.model.components
+        if plan.adapters_in(name)
+    )
+    return tuple(replace(part, table=adapter_table(part.table), vocab_size=0) for part in parts)
 
 
 def unwrap(chunk: Any) -> torch.nn.Module:
@@ -92,21 +97,17 @@ def _renamed_rule(rule: Rule, prefixes: Prefixes) -> Rule | None:
         value: Any = getattr(rule, field.name)
         if field.name == "megatron" or not isinstance(value, str):
             continue
-        pair = _first_that_fits(value, prefixes)
-        if pair is None:
+        whole = spelled(value, prefixes)
+        if whole is None:
             return None
-        names[field.name] = pair[1] + value.removeprefix(pair[0])
+        names[field.name] = whole
     return replace(rule, **names)  # pyright: ignore[reportArgumentType]
 
 
 def _renamed_pattern(pattern: str, prefixes: Prefixes) -> str:
     """A regular expression of the component's names; one that begins with none of them may match anywhere."""
     spellings = [(begin, re.escape(whole)) for own, whole in prefixes for begin in dict.fromkeys((re.escape(own), own))]
-    pair = _first_that_fits(pattern, spellings)
+    pair = next((pair for pair in spellings if pattern.startswith(pair[0])), None)
     if pair is None:
         return pattern
     return f"{pair[1]}(?:{pattern.removeprefix(pair[0])})"
-
-
-def _first_that_fits(text: str, spellings: Collection[tuple[str, str]]) -> tuple[str, str] | None:
-    return next(((begin, whole) for begin, whole in spellings if text.startswith(begin)), None)

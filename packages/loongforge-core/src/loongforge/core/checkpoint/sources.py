@@ -77,6 +77,28 @@ def composition_of(model: ModelConfig) -> Composition | None:
     return plugins.load("compositions", model.model_type)
 
 
+def module_prefixes(model: ModelConfig) -> dict[str, Prefixes]:
+    """How the beginnings of every component's own names are spelled where PEFT names modules.
+
+    In a model that Hugging Face knows as one as its class has them; else a foundation keeps its own names, which are
+    those of a language model, and the others begin with their slot.
+    """
+    composition = composition_of(model)
+    if composition is not None and composition.prefixes and composition.to_hf and composition.to_hf()(model):
+        whole: dict[str, Prefixes] = composition.prefixes()(model)
+        return {
+            name: tuple((own, spelled(theirs, composition.modules) or theirs) for own, theirs in pairs)
+            for name, pairs in whole.items()
+        }
+    return {name: (("", "" if name == "foundation" else f"{name}."),) for name in model.components}
+
+
+def spelled(name: str, prefixes: Prefixes) -> str | None:
+    """A name with the first beginning that fits exchanged; None when none fits."""
+    pair = next((pair for pair in prefixes if name.startswith(pair[0])), None)
+    return None if pair is None else pair[1] + name.removeprefix(pair[0])
+
+
 def is_apart(path: Path, component: str) -> bool:
     """Whether `path` is an export of components side by side that holds this one."""
     return not (path / "config.json").is_file() and (path / component / "config.json").is_file()
@@ -109,7 +131,7 @@ def _own(model: ModelConfig, name: str, text: str) -> Source:
             f"{said}: no registered format ({known}) knows this directory. Give a Hugging Face directory with "
             f"config.json and safetensors, or {RANDOM!r}."
         )
-    whole = _whole(path, form)
+    whole = whole_of(path, form)
     if whole is None:
         return Source(path=path, format=form, composition=None, prefixes=None, others=frozenset())
     prefixes: dict[str, Prefixes] = whole.prefixes()(model) if whole.prefixes else {}
@@ -128,7 +150,7 @@ def _shared(model: ModelConfig, name: str, path: Path, form: str) -> Source | No
         return Source(path=path / name, format=form, composition=None, prefixes=None, others=frozenset())
     if not (path / "config.json").is_file() and is_apart(path, "foundation"):
         return None
-    whole = _whole(path, form)
+    whole = whole_of(path, form)
     if whole is None:
         if name != "foundation":
             return None
@@ -140,7 +162,7 @@ def _shared(model: ModelConfig, name: str, path: Path, form: str) -> Source | No
     return Source(path=path, format=form, composition=whole.name, prefixes=prefixes[name], others=others)
 
 
-def _whole(path: Path, form: str) -> Composition | None:
+def whole_of(path: Path, form: str) -> Composition | None:
     """The composition whose architecture a directory names."""
     names = architectures(hf_config(path, form))
     for plugin in plugins.usable("compositions"):

@@ -57,21 +57,28 @@ def model_state(world: World, chunks: Sequence[Any], tower: Any, *, adapters: bo
         state[f"model{number}"] = {name: tensor for name, tensor in own.items() if name not in left_out}
     if tower is not None:
         assert world.encoder_groups is not None, "a rank with a tower is in the encoder's grid"
-        state["tower"] = tower_state(unwrap(tower), world.encoder_groups)
+        module = unwrap(tower)
+        adapted = {name for name, _ in module.named_parameters() if is_adapter(name)}
+        own = tower_state(module, world.encoder_groups, alike=not (adapted and adapters))
+        state["tower"] = own if adapters else {name: one for name, one in own.items() if name not in adapted}
     return state
 
 
-def tower_state(module: torch.nn.Module, groups: ProcessGroupCollection, prefix: str = "") -> dict[str, Any]:
+def tower_state(
+    module: torch.nn.Module, groups: ProcessGroupCollection, prefix: str = "", *, alike: bool = True
+) -> dict[str, Any]:
     """Sharded weights of a module that lives in a grid of its own: nothing is asked of megatron-core's globals.
 
     megatron-core's modules with a tensor parallel group of their own describe themselves. Any other module is described
-    here, child by child: its parameters are split where they say so, and whole on every rank otherwise.
+    here, child by child: its parameters are split where they say so, and whole on every rank otherwise. `alike`: every
+    layer has the parameters that its neighbour has.
     """
     describes_itself = hasattr(module, "sharded_state_dict") and getattr(module, "tp_group", None) is not None
     if describes_itself:
         own: Any = module
         _name_group(own, groups)
-        return own.sharded_state_dict(prefix=prefix, metadata={"dp_cp_group": groups.dp_cp})
+        metadata = {"dp_cp_group": groups.dp_cp} | ({} if alike else {"non_homogeneous_layers": True})
+        return own.sharded_state_dict(prefix=prefix, metadata=metadata)
     tensors: dict[str, Any] = {}
     module._save_to_state_dict(tensors, "", keep_vars=True)
     split = {
@@ -83,7 +90,7 @@ def tower_state(module: torch.nn.Module, groups: ProcessGroupCollection, prefix:
         tensors, prefix, split, (), tp_group=groups.tp, dp_cp_group=groups.dp_cp
     )
     for name, child in module.named_children():
-        state |= tower_state(child, groups, f"{prefix}{name}.")
+        state |= tower_state(child, groups, f"{prefix}{name}.", alike=alike)
     return state
 
 
@@ -128,11 +135,14 @@ def random_object(world: World) -> ShardedObject:
 def restore_model(chunks: Sequence[Any], tower: Any, loaded: dict[str, Any]) -> None:
     """Put loaded weights in place; adapters that were not loaded stay as they begin."""
     for number, chunk in enumerate(chunks):
-        module = unwrap(chunk)
-        fresh = {name: tensor for name, tensor in module.state_dict().items() if is_adapter(name)}
-        module.load_state_dict(fresh | loaded[f"model{number}"], strict=True)
+        _restore(unwrap(chunk), loaded[f"model{number}"])
     if tower is not None:
-        unwrap(tower).load_state_dict(loaded["tower"], strict=True)
+        _restore(unwrap(tower), loaded["tower"])
+
+
+def _restore(module: torch.nn.Module, loaded: dict[str, Any]) -> None:
+    fresh = {name: tensor for name, tensor in module.state_dict().items() if is_adapter(name)}
+    module.load_state_dict(fresh | loaded, strict=True)
 
 
 def restore_training(training: Training, loaded: dict[str, Any], *, optimizer: bool, schedule: bool) -> None:

@@ -33,7 +33,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from loongforge.core.lora.targets import Adapter
 from loongforge.core.megatron.layers import model_parallel_random
 from loongforge.core.model.pieces import Shard, pieces
-from loongforge.core.model.weights import SplitQKV
+from loongforge.core.model.weights import Copy, SplitQKV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,12 @@ class LowRank(torch.nn.Module):
         None when they stand like that already.
         """
         group, rule = self.spread.group, self.adapters[0].matrix.rule
+        if isinstance(rule, Copy | SplitQKV):
+            return None  # one module
         shard = Shard(rank=group.rank(), size=group.size(), vocab_size=0)
         blocks: dict[str, list[Any]] = {}
         for piece in pieces(rule, tuple(weight.shape), shard):
             blocks.setdefault(piece.hf, []).append(piece)
-        if self.split != "rows" or isinstance(rule, SplitQKV):
-            return None
         rows = [self.get_parameter(f"{one.matrix.leaf}_B").size(0) for one in self.adapters]
         order = torch.full((weight.size(0),), sum(rows))
         begin = 0

@@ -1,4 +1,4 @@
-"""The matrices of a language model that can have an adapter, from its geometry and its weight table. Imports no torch.
+"""The matrices of a model that can have an adapter, from its geometry and its weight table. Imports no torch.
 
 PEFT has one pair (A, B) for each Hugging Face module, and megatron-core fuses several of those into one linear layer.
 The weight table says which; so each linear here has as many pairs as Hugging Face has modules, and nothing has to be
@@ -7,11 +7,18 @@ approximated on the way between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loongforge.core.model.geometry import DeltaGeometry, LatentGeometry, TransformerGeometry
+from loongforge.core.model.geometry import (
+    DeltaGeometry,
+    EncoderGeometry,
+    LatentGeometry,
+    ProjectorGeometry,
+    TransformerGeometry,
+)
 from loongforge.core.model.weights import (
     Copy,
     FuseDelta,
@@ -21,11 +28,16 @@ from loongforge.core.model.weights import (
     SplitQKV,
     StackedExperts,
     WeightTable,
+    hf_names,
 )
 
 LAYER = "decoder.layers.{layer}."
 EXPERTS = "mlp.experts.local_experts.{expert}."
 SHARED = "mlp.shared_experts."
+FURTHER = re.compile(r"mtp\.layers\.(\d+)\.(?:mtp_model_layer\.)?")
+"""What begins the name of a parameter of a further layer (multi-token prediction)."""
+PROJECTION = "eh_proj"
+"""The linear of a further layer that takes both of its inputs together."""
 WEIGHT = ".weight"
 
 Split = Literal["rows", "columns", "whole"]
@@ -36,6 +48,8 @@ Split = Literal["rows", "columns", "whole"]
 class Matrix:
     """One Hugging Face module that multiplies by a matrix, or the same one of every expert of a layer."""
 
+    component: str
+    """`foundation`, `image_encoder`, `image_projector`."""
     module: str
     """`model.layers.3.self_attn.q_proj`; `{expert}` stands for the number of an expert."""
     linear: str
@@ -43,6 +57,7 @@ class Matrix:
     rule: Rule
     """What the weight table says of that linear's matrix."""
     layer: int
+    """From 0; further layers follow those of the decoder. Of a projector the level."""
     experts: int | None
     """How many experts have it; None outside of experts."""
     split: Split
@@ -71,16 +86,22 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """What a model has."""
+    """What a component, or the whole model, has."""
 
     matrices: tuple[Matrix, ...]
+    others: tuple[str, ...] = ()
+    """Modules with a weight of another kind, whose names end like a matrix's now and then."""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     """Ends of names that a user may well ask for and cannot have, each with the reason."""
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of everything that has a weight."""
+        return (*(one.module for one in self.matrices), *self.others)
+
 
 def inventory(table: WeightTable, geometry: TransformerGeometry) -> Inventory:
-    """Every matrix, layer by layer in the order of the table."""
-    found: list[Matrix] = []
+    """Every matrix of a language model, layer by layer in the order of the table."""
     refused = {
         "embed_tokens": "an embedding is a table, not a matrix that multiplies, and its adapter would be another kind",
         "lm_head": "the output matrix is not adapted: its loss is computed without whole logits where that is faster",
@@ -89,25 +110,94 @@ def inventory(table: WeightTable, geometry: TransformerGeometry) -> Inventory:
         if isinstance(rule, StackedExperts):
             leaf = rule.hf.rpartition(".")[2]
             refused[leaf] = "this checkpoint stacks all experts in one tensor, which is no module with an adapter"
-        elif rule.megatron.startswith(LAYER) and rule.megatron.endswith(WEIGHT):
-            found += _of_rule(rule, geometry)
-    found.sort(key=lambda one: one.layer)
-    return Inventory(matrices=tuple(found), refused=refused)
+    rules = [rule for rule in table.rules if not isinstance(rule, StackedExperts)]
+    return _gathered(rules, [list(_of_rule(rule, geometry)) for rule in rules], refused)
+
+
+def encoder_inventory(table: WeightTable, geometry: EncoderGeometry) -> Inventory:
+    """Every matrix of an encoder's layers; the one behind the patches has the shape of a convolution and is none."""
+    hidden, ffn = geometry.hidden_size, geometry.ffn_hidden_size
+    sizes = {
+        LAYER + "self_attention.linear_qkv": (hidden, 3 * hidden),
+        LAYER + "self_attention.linear_proj": (hidden, hidden),
+        LAYER + "mlp.linear_fc1": (hidden, (2 if geometry.gated else 1) * ffn),
+        LAYER + "mlp.linear_fc2": (ffn, hidden),
+    }
+    return _of_tower(table, "image_encoder", sizes, {"layer": geometry.num_layers})
+
+
+def projector_inventory(table: WeightTable, geometry: ProjectorGeometry, encoder: EncoderGeometry) -> Inventory:
+    """Both matrices of every level's MLP."""
+    assert geometry.input_size is not None, "a plan fills in the sizes"
+    assert geometry.output_size is not None, "a plan fills in the sizes"
+    merged = geometry.input_size * encoder.spatial_merge_size**2
+    sizes = {
+        f"{level}.mlp.linear_{name}": (merged, outputs)
+        for level in ("merger", "deepstack_mergers.{level}")
+        for name, outputs in (("fc1", merged), ("fc2", geometry.output_size))
+    }
+    return _of_tower(table, "image_projector", sizes, {"level": encoder.levels})
+
+
+def _of_tower(
+    table: WeightTable, component: str, sizes: Mapping[str, tuple[int, int]], counts: Mapping[str, int]
+) -> Inventory:
+    """Matrices of the linears in `sizes`, as often as `counts` says of the placeholder in their name."""
+    found: list[list[Matrix]] = []
+    for rule in table.rules:
+        linear = rule.megatron.removesuffix(WEIGHT)
+        inputs, outputs = sizes.get(linear, (0, 0)) if rule.megatron.endswith(WEIGHT) else (0, 0)
+        name, count = next(((name, count) for name, count in counts.items() if f"{{{name}}}" in linear), ("", 1))
+        found.append(
+            [
+                Matrix(
+                    component=component,
+                    module=module.removesuffix(WEIGHT).format(**{name: number}),
+                    linear=linear.format(**{name: number}),
+                    rule=rule,
+                    layer=number,
+                    experts=None,
+                    split=_split(rule),
+                    inputs=inputs,
+                    outputs=rows,
+                )
+                for number in range(count if outputs else 0)
+                for module, rows in _parts(rule, outputs)
+            ]
+        )
+    return _gathered(table.rules, found, {})
+
+
+def _gathered(rules: Iterable[Rule], found: Iterable[list[Matrix]], refused: Mapping[str, str]) -> Inventory:
+    """By layer; a rule without a matrix that moves a weight tells of another kind of module."""
+    matrices: list[Matrix] = []
+    others: list[str] = []
+    for rule, some in zip(rules, found, strict=True):
+        matrices += some
+        others += [] if some else [name.removesuffix(WEIGHT) for name in hf_names(rule) if name.endswith(WEIGHT)]
+    return Inventory(matrices=tuple(sorted(matrices, key=lambda one: one.layer)), others=tuple(others), refused=refused)
 
 
 def _of_rule(rule: Rule, geometry: TransformerGeometry) -> Iterator[Matrix]:
-    place = rule.megatron.removeprefix(LAYER).removesuffix(WEIGHT)
-    sizes = _sizes(geometry).get(place)
+    name = rule.megatron.removesuffix(WEIGHT)
+    if further := FURTHER.match(name):
+        place, among = name[further.end() :], [geometry.num_layers + int(further[1])]
+    else:
+        place, among = name.removeprefix(LAYER), range(geometry.num_layers)
+    sizes = _sizes(geometry).get(place) if rule.megatron.endswith(WEIGHT) else None
     if sizes is None:
-        return  # a norm, a convolution
+        return  # a norm, a bias, a convolution, the embedding
     experts = geometry.experts.num_experts if geometry.experts and place.startswith(EXPERTS) else None
     inputs, outputs = sizes
-    for layer in _layers(place, geometry):
+    for layer in among:
+        if not _has(place, layer, geometry):
+            continue
         numbers = {"layer": layer, "expert": "{expert}"}
-        for name, rows in _parts(rule, outputs):
+        for module, rows in _parts(rule, outputs):
             yield Matrix(
-                module=name.removesuffix(WEIGHT).format(**numbers),
-                linear=rule.megatron.removesuffix(WEIGHT).format(**numbers),
+                component="foundation",
+                module=module.removesuffix(WEIGHT).format(**numbers),
+                linear=name.format(**numbers),
                 rule=rule,
                 layer=layer,
                 experts=experts,
@@ -144,23 +234,21 @@ def _parts(rule: Rule, outputs: int) -> Iterator[tuple[str, int]]:
             raise AssertionError(f"no linear of a language model has a rule of the kind {type(rule).__name__}")
 
 
-def _layers(place: str, geometry: TransformerGeometry) -> Iterator[int]:
-    """Layers that have this linear."""
+def _has(place: str, layer: int, geometry: TransformerGeometry) -> bool:
+    """Whether a layer has this linear; a further layer, behind them all, is like the last one with attention."""
     dense = geometry.num_layers if geometry.experts is None else geometry.experts.first_dense_layers
     delta = () if geometry.delta is None else geometry.delta.layers
-    for layer in range(geometry.num_layers):
-        if place.startswith("mlp."):
-            here = (layer < dense) == place.startswith("mlp.linear_")
-        else:
-            here = (layer in delta) == (place in ("self_attention.in_proj", "self_attention.out_proj"))
-        if here:
-            yield layer
+    if place.startswith("mlp."):
+        return (min(layer, geometry.num_layers - 1) < dense) == place.startswith("mlp.linear_")
+    if place == PROJECTION:
+        return layer >= geometry.num_layers
+    return (layer in delta) == (place in ("self_attention.in_proj", "self_attention.out_proj"))
 
 
 def _sizes(geometry: TransformerGeometry) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every linear by its place in a layer."""
     hidden, heads = geometry.hidden_size, geometry.num_attention_heads
-    found = _mlp("mlp.", hidden, geometry.ffn_hidden_size)
+    found = {PROJECTION: (2 * hidden, hidden)} | _mlp("mlp.", hidden, geometry.ffn_hidden_size)
     if experts := geometry.experts:
         found |= {"mlp.router": (hidden, experts.num_experts)} | _mlp(EXPERTS, hidden, experts.ffn_hidden_size)
         found |= _mlp(SHARED, hidden, experts.shared_ffn_hidden_size or 0)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loongforge.core.lora.matrices import WEIGHT, Split
-from loongforge.core.model.pieces import hf_names
-from loongforge.core.model.weights import Copy, Rule, SplitQKV, StackedExperts, WeightTable
+from loongforge.core.model.weights import Copy, Rule, SplitQKV, StackedExperts, WeightTable, hf_names
 
 ADAPTER = "lora"
 """Name of the module with the adapters inside a linear."""
@@ -26,7 +25,11 @@ def is_adapter(name: str) -> bool:
 def adapter_table(table: WeightTable) -> WeightTable:
     """Rules of every adapter a model with this table can have; the model's own parameters stay where they are."""
     rules = [rule for rule in table.rules if rule.megatron.endswith(WEIGHT) and not isinstance(rule, StackedExperts)]
-    return WeightTable(rules=tuple(one for rule in rules for one in _pairs(rule)), ignored_megatron=(rf"(?!{OURS}).*",))
+    return WeightTable(
+        rules=tuple(one for rule in rules for one in _pairs(rule)),
+        left_out_hf=tuple(replace(one, hf=f"{re.escape(PEFT)}(?:{one.hf})") for one in table.left_out_hf),
+        ignored_megatron=(rf"(?!{OURS}).*",),
+    )
 
 
 def without_adapters(table: WeightTable) -> WeightTable:
@@ -36,14 +39,16 @@ def without_adapters(table: WeightTable) -> WeightTable:
 
 def _pairs(rule: Rule) -> Iterator[Rule]:
     split: Split = "rows"
+    exchanged = isinstance(rule, Copy) and rule.halves_exchanged
     if isinstance(rule, Copy):
         split = "whole" if rule.shard_dim is None else ("rows", "columns")[rule.shard_dim]
     for name in hf_names(rule):
         module = name.removesuffix(WEIGHT)
         ours = f"{rule.megatron.removesuffix(WEIGHT)}.{ADAPTER}.{module.rpartition('.')[2]}"
         yield Copy(
-            megatron=f"{ours}_A", hf=f"{PEFT}{module}.lora_A{WEIGHT}", shard_dim=1 if split == "columns" else None
-        )
+            megatron=f"{ours}_A", hf=f"{PEFT}{module}.lora_A{WEIGHT}", shard_dim=1 if split == "columns" else None,
+            halves_exchanged=exchanged,
+        )  # fmt: skip
         megatron, hf = f"{ours}_B", f"{PEFT}{module}.lora_B{WEIGHT}"
         if isinstance(rule, SplitQKV):  # one module of all three: the rows of its B are brought into order as its own
             yield replace(rule, megatron=megatron, hf=hf)

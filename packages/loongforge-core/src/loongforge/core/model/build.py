@@ -64,7 +64,7 @@ def build_model(plan: Plan, world: World, *, fresh: Collection[str] | None = Non
     initialise = "foundation" in starting
     chunks = _foundation(plan, world, layers, initialise=initialise) if world.holds_foundation else []
     if plan.adapters and chunks:
-        attach(chunks, plan.adapters, world.groups, plan.config.train.seed)
+        attach(chunks, plan.adapters_in("foundation"), world.groups, plan.config.train.seed)
     tower = build_tower(plan, world, layers, starting) if world.encoder else None
     model = Model(chunks=chunks, tower=tower, layers=layers, parts=())
     names = {component: whole_model_names(modules) for component, modules in model.modules.items()}
@@ -101,7 +101,7 @@ def _foundation(plan: Plan, world: World, layers: Layers, *, initialise: bool) -
 
 
 def build_tower(plan: Plan, world: World, layers: Layers, fresh: Collection[str]) -> Tower:
-    """Encoder and projector on the encoder's own grid."""
+    """Encoder and projector on the encoder's own grid, with their adapters."""
     assert world.encoder is not None, "this rank is in the encoder's grid"
     assert plan.encoder_geometry is not None, "the plan has its shape"
     made: list[torch.nn.Module] = []
@@ -118,6 +118,8 @@ def build_tower(plan: Plan, world: World, layers: Layers, fresh: Collection[str]
         )
         with _fresh_random(plan.config.train.seed, world.encoder.groups.tp.rank()):
             made.append(plugins.load("models", component.family).build()(component.geometry, context))
+        if plan.adapters:
+            attach(made[-1:], plan.adapters_in(slot), world.encoder.groups, plan.config.train.seed)
     return Tower(made[0], made[1], plan.encoder_geometry).to(world.device)
 
 

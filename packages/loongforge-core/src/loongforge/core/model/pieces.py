@@ -48,15 +48,28 @@ class Piece:
         """The piece as a view of the parameter."""
         return tensor.narrow(self.dim, self.at, self.length)
 
-    def of_hf(self, tensor: Any) -> torch.Tensor:
-        """The piece out of the Hugging Face tensor, a view of it; a slice of a file that is not read yet is read."""
+    @property
+    def block(self) -> tuple[slice, ...]:
+        """Where the piece is in the Hugging Face tensor, dimension by dimension; those behind are whole."""
         stretch = slice(self.hf_at, self.hf_at + self.length)
         if self.index is None:
             before = (self.rows,) + (slice(None),) * (self.dim - 1) if self.dim else ()
-            return tensor[(*before, stretch)]
+            return (*before, stretch)
         place = 1 - self.dim if self.transposed else self.dim
-        matrix = tensor[(slice(self.index, self.index + 1),) + (slice(None),) * place + (stretch,)][0]
-        return matrix.mT if self.transposed else matrix
+        return (slice(self.index, self.index + 1), *(slice(None),) * place, stretch)
+
+    def of_hf(self, tensor: Any) -> torch.Tensor:
+        """The piece out of the Hugging Face tensor, a view of it; a slice of a file that is not read yet is read."""
+        found: torch.Tensor = tensor[self.block]
+        if self.index is not None:
+            found = found[0]
+        return found.mT if self.transposed else found
+
+    def as_hf(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The piece as a view of the parameter, in the shape of its block."""
+        found = self.of_parameter(tensor)
+        found = found.mT if self.transposed else found
+        return found if self.index is None else found[None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +98,6 @@ class Rows:
     length: int
     step: int
     begin: int = 0
-
-
-def hf_names(rule: Rule) -> tuple[str, ...]:
-    """The Hugging Face tensors behind a rule."""
-    match rule:
-        case Copy() | SplitQKV() | SplitDelta() | StackedExperts():
-            return (rule.hf,)
-        case FuseQKV():
-            return (rule.q, rule.k, rule.v)
-        case FuseGateUp():
-            return (rule.gate, rule.up)
-        case FuseDelta():
-            return (rule.qkvz, rule.ba)
 
 
 def hf_shapes(rule: Rule, local: Shape, shard: Shard) -> dict[str, Shape]:
@@ -171,15 +171,15 @@ def _whole(rule: Copy, local: Shape, shard: Shard) -> Shape:
 
 
 def _copied(rule: Copy, local: Shape, shard: Shard) -> Iterator[Piece]:
-    if rule.shard_dim is None:
-        yield Piece(hf=rule.hf, dim=0, at=0, hf_at=0, length=local[0])
-        return
-    length = local[rule.shard_dim]
-    start = shard.rank * length
+    length = local[rule.shard_dim or 0]
+    start = 0 if rule.shard_dim is None else shard.rank * length
     if rule.halves_exchanged:
         half, rows = local[1] // 2, slice(start, start + length)
         for at, hf_at in ((0, half), (half, 0)):
             yield Piece(hf=rule.hf, dim=1, at=at, hf_at=hf_at, length=half, rows=rows)
+        return
+    if rule.shard_dim is None:
+        yield Piece(hf=rule.hf, dim=0, at=0, hf_at=0, length=length)
         return
     if rule.vocab:
         length = min(length, shard.vocab_size - start)

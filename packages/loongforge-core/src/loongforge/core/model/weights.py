@@ -119,6 +119,19 @@ Rule = Copy | FuseQKV | FuseGateUp | SplitQKV | FuseDelta | SplitDelta | Stacked
 """`Copy` and `FuseGateUp` may name an expert too: `{expert}` in both names is its number over the whole model."""
 
 
+def hf_names(rule: Rule) -> tuple[str, ...]:
+    """The Hugging Face tensors behind a rule."""
+    match rule:
+        case Copy() | SplitQKV() | SplitDelta() | StackedExperts():
+            return (rule.hf,)
+        case FuseQKV():
+            return (rule.q, rule.k, rule.v)
+        case FuseGateUp():
+            return (rule.gate, rule.up)
+        case FuseDelta():
+            return (rule.qkvz, rule.ba)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
     """A part of a released model that a run may do without."""

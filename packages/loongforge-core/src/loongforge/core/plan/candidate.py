@@ -34,14 +34,14 @@ class Candidate:
         projector: ProjectorGeometry | None = None
         if model.image_projector:
             projector = model.image_projector.geometry.geometry()
-        return cls(
+        made = cls(
             config=config,
             world=world,
             geometry=foundation,
             encoder_geometry=encoder,
             projector_geometry=projector and _sized(projector, encoder, foundation),
-            matrices=inventory_of(model, foundation) if config.lora.on else None,
         )
+        return replace(made, matrices=inventory_of(made)) if config.lora.on else made
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:

@@ -85,14 +85,20 @@ def encoder_flops(plan: Plan, grid: Sequence[int]) -> int:
     model, encoder, projector = plan.config.model, plan.encoder_geometry, plan.projector_geometry
     if encoder is None or model.image_encoder is None:
         return 0
-    encodes = 1 if model.image_encoder.freeze else 3
+    encodes = _passes(plan, "image_encoder", before=False)
     forward = encoder.cost(grid) + grid[0] * grid[1] * grid[2] * encoder.patch_dim * encoder.hidden_size
     total = encodes * forward
     if projector is not None and model.image_projector is not None:
-        passes = 2 if encodes == 3 else 1  # a frozen projector still hands gradients to an encoder that trains
-        passes = passes if model.image_projector.freeze else 3
+        passes = _passes(plan, "image_projector", before=encodes > 1)
         total += passes * encoder.features(grid) * projector_cost(projector, encoder)
     return round(2 * total)
+
+
+def _passes(plan: Plan, component: str, *, before: bool) -> int:
+    """Forward; the gradient of the input, which adapters need and what comes before; the gradient of the weights."""
+    if not plan.trains(component):
+        return 2 if before else 1
+    return 2 if plan.adapters else 3
 
 
 def encoder_flops_per_step(plan: Plan) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loongforge.core.config.run import ComponentConfig
 from loongforge.core.plan.images import ImageBudget
 from loongforge.core.plan.layout import EncoderLayout
+from loongforge.core.plan.lora import tower_adapters
 from loongforge.core.plan.memory import (
     Memory,
     chunks_in_flight,
@@ -62,11 +63,12 @@ def fullest_rank(plan: Plan) -> int:
 
 def _memory(plan: Plan, component: ComponentConfig, total: int, activations: int) -> Memory:
     name = "image_encoder" if component is plan.config.model.image_encoder else "image_projector"
-    parameters, copies = tower_parameters(plan)[name][1], _layout(plan).dp
+    parameters, adapters = tower_parameters(plan)[name][1], tower_adapters(plan, name)
+    trained, frozen = adapters if plan.adapters else parameters, not plan.trains(name)
     return Memory(
-        weights=parameters * element_bytes(plan),
-        gradients=parameters * gradient_bytes(plan, frozen=component.freeze),
-        optimizer=optimizer_bytes(plan, parameters, copies, frozen=component.freeze),
+        weights=(parameters + adapters) * element_bytes(plan),
+        gradients=trained * gradient_bytes(plan, frozen=frozen),
+        optimizer=optimizer_bytes(plan, trained, _layout(plan).dp, frozen=frozen),
         activations=activations,
     )
 
@@ -110,8 +112,7 @@ def _layout(plan: Plan) -> EncoderLayout:
 
 def _trains(plan: Plan) -> bool:
     """Whether gradients come back to the features."""
-    components = plan.config.model.components
-    return not all(components[name].freeze for name in components if name != "foundation")
+    return any(plan.trains(name) for name in plan.config.model.components if name != "foundation")
 
 
 def _row_elements(plan: Plan) -> int:
@@ -141,7 +142,7 @@ def _encoder_activations(plan: Plan, component: ComponentConfig) -> int:
             kept, working = group * hidden + (geometry.num_layers - group) * layer, layer
         else:
             kept, working = -(-geometry.num_layers // group) * hidden, group * layer
-    if component.freeze:
+    if not plan.trains("image_encoder"):
         kept, working = 0, layer
     flight, images = features_in_flight(plan), ImageBudget.of(plan)
     at_work = plan.micro_batch_size * images.images * images.features * plan.layout.dp / _layout(plan).dp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loongforge.core.lora.targets import problems
+from loongforge.core.lora.targets import Adapter, problems
 from loongforge.core.plan.candidate import Candidate
 from loongforge.core.plan.parameters import Held
 from loongforge.core.plan.stages import stage_chunks
@@ -21,23 +21,19 @@ def lora_rules(candidate: Candidate) -> Iterator[str]:
         if section.adapter_path is not None:
             yield f"lora.adapter_path={section.adapter_path!r} was not read: give it with the flag or in the YAML."
         return
-    if len(config.model.components) > 1:
-        yield (
-            "lora: adapters are for a language model alone, and this model has "
-            f"{' and '.join(config.model.components)}: train its parts with model.<component>.freeze instead."
-        )
-        return
-    if candidate.geometry.prediction_layers:
-        yield (
-            f"lora: mtp_num_layers={candidate.geometry.prediction_layers} with adapters would leave the further layers "
-            "as they are and learn from their loss all the same: leave --mtp-num-layers out."
-        )
     yield from problems(section, candidate.matrices, candidate.layout.tp)
     chosen = candidate.adapters
     if any(one.dropout > 0 and one.matrix.experts is not None for one in chosen) and candidate.layout.etp > 1:
         yield (
             f"lora.dropout in experts that expert_tensor_parallel_size={candidate.layout.etp} splits would differ "
             "between the ranks of one expert: use --expert-tensor-parallel-size 1, or a pattern with dropout=0."
+        )
+    towers = [one for one in chosen if one.matrix.component != "foundation" and one.dropout > 0]
+    if towers and candidate.encoder is not None and candidate.encoder.tp > 1:
+        yield (
+            f"lora.dropout in an image encoder that tensor_model_parallel_size={candidate.encoder.tp} splits would "
+            "differ between the ranks of one image: use +model.image_encoder.tensor-model-parallel-size=1, or a "
+            "pattern with dropout=0."
         )
     if config.moe.moe_shared_expert_overlap and any(".shared_experts." in one.matrix.linear for one in chosen):
         yield (
@@ -47,24 +43,37 @@ def lora_rules(candidate: Candidate) -> Iterator[str]:
 
 
 def stage_adapters(plan: Plan) -> tuple[Held, ...]:
-    """Parameters of adapters that one rank of each pipeline stage holds, in stage order."""
+    """Parameters of the foundation's adapters that one rank of each pipeline stage holds, in stage order."""
     layout = plan.layout
     stages: list[Held] = []
     for stage in range(layout.pp):
         layers = {number for chunk in stage_chunks(plan.geometry.num_layers, layout, stage) for number in chunk}
+        if stage == layout.pp - 1:
+            layers |= {plan.geometry.num_layers + depth for depth in range(plan.geometry.prediction_layers)}
         dense = experts = 0
-        for one in plan.adapters:
+        for one in plan.adapters_in("foundation"):
             matrix = one.matrix
             if matrix.layer not in layers:
                 continue
-            parts = layout.tp if matrix.experts is None else layout.etp
-            inputs = matrix.inputs // (parts if matrix.split == "columns" else 1)
-            outputs = matrix.outputs // (parts if matrix.split == "rows" else 1)
-            size = one.rank * (inputs + outputs)
+            size = _part(one, layout.tp if matrix.experts is None else layout.etp)
             dense += size if matrix.experts is None else 0
             experts += size * (matrix.experts or 0) // layout.ep
         stages.append(Held(dense=dense, experts=experts))
     return tuple(stages)
+
+
+def tower_adapters(plan: Plan, component: str) -> int:
+    """Parameters of adapters that one rank of the encoder's grid holds in an encoder or a projector."""
+    assert plan.encoder is not None, "asked of models with an encoder only"
+    return sum(_part(one, plan.encoder.tp) for one in plan.adapters_in(component))
+
+
+def _part(adapter: Adapter, parts: int) -> int:
+    """Parameters of one adapter on one of `parts` ranks that share the matrix."""
+    matrix = adapter.matrix
+    inputs = matrix.inputs // (parts if matrix.split == "columns" else 1)
+    outputs = matrix.outputs // (parts if matrix.split == "rows" else 1)
+    return adapter.rank * (inputs + outputs)
 
 
 def adapter_parameters(plan: Plan) -> int:

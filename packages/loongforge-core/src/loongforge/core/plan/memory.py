@@ -63,7 +63,7 @@ def stage_trained(plan: Plan) -> tuple[Held, ...]:
 
 def stays(plan: Plan) -> bool:
     """Whether nothing of the foundation trains."""
-    return plan.config.model.foundation.freeze and not plan.adapters
+    return not plan.trains("foundation")
 
 
 def element_bytes(plan: Plan) -> int:

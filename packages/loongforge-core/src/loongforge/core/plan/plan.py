@@ -37,7 +37,7 @@ class Plan:
     padded_vocab_size: int
     """Rows of the embedding: the vocabulary, padded to a multiple of make_vocab_size_divisible_by x tp."""
     adapters: tuple[Adapter, ...] = ()
-    """What trains in place of the foundation's own parameters; empty when these do."""
+    """What trains in place of the model's own parameters; empty when these do."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int) -> Self:
@@ -63,6 +63,16 @@ class Plan:
             padded_vocab_size=-(-geometry.vocab_size // rows) * rows,
             adapters=candidate.adapters,
         )
+
+    def adapters_in(self, component: str) -> tuple[Adapter, ...]:
+        """Those of one component."""
+        return tuple(one for one in self.adapters if one.matrix.component == component)
+
+    def trains(self, component: str) -> bool:
+        """Whether anything of a component trains, adapters or its own parameters."""
+        if self.adapters:
+            return bool(self.adapters_in(component))
+        return not self.config.model.components[component].freeze
 
     @property
     def world(self) -> int:

@@ -144,7 +144,7 @@ def _tower(plan: Plan) -> Iterator[ComponentReport]:
             axes={"tp": plan.encoder.tp, "cp": 1, "dp": plan.encoder.dp, "pp": 1, "vpp": 1, "ep": 1},
             mode=plan.encoder.mode,
             sequence_parallel=False,
-            trains=not component.freeze,
+            trains=plan.trains(name),
             parameters=whole,
             parameters_per_rank=(held,),
             memory=(memories[name](plan),),

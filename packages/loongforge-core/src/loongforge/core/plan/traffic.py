@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from loongforge.core.plan.encoder_memory import tower_parameters
 from loongforge.core.plan.images import ImageBudget
+from loongforge.core.plan.lora import tower_adapters
 from loongforge.core.plan.memory import element_bytes, gradient_bytes, sent_share, stage_trained, stays
 from loongforge.core.plan.parameters import dense_layers
 from loongforge.core.plan.plan import Plan
@@ -176,7 +177,7 @@ def encoder_exchange(plan: Plan) -> float:
     if encoder is None or geometry is None or component is None:
         return 0.0
     size = ImageBudget.of(plan).patches * geometry.hidden_size * element_bytes(plan)
-    return (1 if component.freeze else 2) * geometry.num_layers * 2 * 2 * _ring(encoder.tp, size)
+    return (2 if plan.trains("image_encoder") else 1) * geometry.num_layers * 2 * 2 * _ring(encoder.tp, size)
 
 
 def _encoder(plan: Plan) -> int:
@@ -185,10 +186,11 @@ def _encoder(plan: Plan) -> int:
     images = plan.global_batch_size * ImageBudget.of(plan).images / plan.encoder.dp
     total = images * encoder_exchange(plan)
     for name, (_, held) in tower_parameters(plan).items():
-        each = gradient_bytes(plan, frozen=plan.config.model.components[name].freeze)
+        each = gradient_bytes(plan, frozen=not plan.trains(name))
         if each:
+            trained = tower_adapters(plan, name) if plan.adapters else held
             other = element_bytes(plan) if plan.config.parallel.use_distributed_optimizer else each
-            total += _ring(plan.encoder.dp, held * (each + other))
+            total += _ring(plan.encoder.dp, trained * (each + other))
     return round(total)
 
 

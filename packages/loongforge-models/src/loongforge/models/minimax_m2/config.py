@@ -21,6 +21,8 @@ from loongforge.models.parts.rope import KEYS, Rope, rotary_share
 
 ROTARY_BASE = 5e6
 """Base of the rotation where a file is silent; transformers' default."""
+TOKENS = {"bos_token_id": 200034, "eos_token_id": 200020}
+"""What begins and ends a text where a file is silent, as those of M2.1 on are; transformers' defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,10 @@ class MiniMaxM2Config(Decoder):
         },
         required=(*REQUIRED, "num_key_value_heads", "num_local_experts", "num_experts_per_tok"),
         only={
+            **dict.fromkeys(
+                (f"layernorm_{kind}_beta" for kind in ("full_attention", "linear_attention", "mlp")),
+                (1.0, "the residual stream is added as it is"),
+            ),
             "attention_bias": (False, "no released MiniMax-M2 has biases"),
             "hidden_act": ("silu", "the experts of MiniMax-M2 are SwiGLU"),
             "qk_norm_type": ("per_layer", "query and key are normalised over all heads"),
@@ -54,10 +60,14 @@ class MiniMaxM2Config(Decoder):
             "use_routing_bias": (True, "every MiniMax-M2 chooses experts with a bias"),
         },
         ignored={
+            "attn_window_size": "of layers with windows, which none is",
             "auto_map": "code that comes with the weights; the architecture is known here",
+            "max_model_len": "the engine's",
+            "mlp_intermediate_size": "of layers without experts, which none is",
             "mtp_transformer_layers": "multi-token prediction, which is left out",
             "num_mtp_modules": "multi-token prediction, which is left out",
             "output_router_logits": "what transformers returns",
+            "shared_moe_mode": "of a shared expert, and there is none",
             "sliding_window": "every layer attends to everything before it",
             "use_mtp": "multi-token prediction, which is left out",
         },
@@ -115,6 +125,7 @@ class MiniMaxM2Config(Decoder):
                 "softmax attention."
             )
         values: dict[str, Any] = {"rotary_percent": share, "kv_channels": head}
+        values |= {key: token for key, token in TOKENS.items() if key not in hf}
         return values | ({"rotary_base": ROTARY_BASE} if rope.base is None else {}), problems
 
     def own_keys(self) -> dict[str, Any]:

@@ -6,7 +6,12 @@ FAMILY = ModelFamily(
     name="minimax_m2",
     api=(1, 0),
     modality="text",
-    sizes=("minimax_m2_230b_a10b",),
+    sizes=(
+        "minimax_m2_230b_a10b",
+        "minimax_m2_1_230b_a10b",
+        "minimax_m2_5_230b_a10b",
+        "minimax_m2_7_230b_a10b",
+    ),
     configs="configs",
     config=Lazy("loongforge.models.minimax_m2.config:MiniMaxM2Config"),
     build=Lazy("loongforge.models.minimax_m2.model:build"),

@@ -20,6 +20,7 @@ COMPOSITION = Composition(
     components=Lazy("loongforge.models.qwen2_5_vl.hf:components"),
     to_hf=Lazy("loongforge.models.qwen2_5_vl.hf:to_hf"),
     prefixes=Lazy("loongforge.models.qwen2_5_vl.hf:prefixes"),
+    modules=(("visual.", "model.visual."), ("model.", "model.language_model.")),
     hf_architectures=("Qwen2_5_VLForConditionalGeneration",),
     token_ids=TOKEN_IDS,
     extra="qwen",
