@@ -61,6 +61,25 @@ def _triton_path(op: str, summary: str) -> KernelSpec:
     )
 
 
+def _library_paths(op: str, summary: str, *dtypes: str) -> tuple[KernelSpec, KernelSpec]:
+    """Of an op defined through `loongforge.kernels.library`: in torch, and as the op itself on a GPU."""
+    module = f"loongforge.kernels.{op}"
+    return (
+        KernelSpec(op=op, impl="reference", target=f"{module}.reference:{op}", summary=f"{summary}: the plain truth"),
+        KernelSpec(
+            op=op,
+            impl="triton",
+            target=f"{module}:{op}",
+            devices=("cuda",),
+            dtypes=dtypes,
+            capability="sm_80",
+            priority=20,
+            requires=("triton>=3.6",),
+            summary=summary,
+        ),
+    )
+
+
 KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("rms_norm", "root mean square norm"),
     _triton_path("rms_norm", "root mean square norm"),
