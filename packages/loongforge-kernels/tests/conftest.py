@@ -11,12 +11,16 @@ What no fix reaches: arithmetic on bf16 and fp8 values other than `tl.dot` (a ke
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `aot` and `dsa_inputs`
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 API = (1, 0)
 """Version of this contract. Major: breaking. Minor: additions with defaults."""
 
+FLOATS = ("float32", "bfloat16", "float16")
+"""What most Triton kernels take."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSpec:
@@ -54,7 +57,7 @@ def _triton_path(op: str, summary: str) -> KernelSpec:
         impl="triton",
         target=f"loongforge.kernels.{op}.triton:{op}",
         devices=("cuda",),
-        dtypes=("float32", "bfloat16", "float16"),
+        dtypes=FLOATS,
         priority=20,
         requires=("triton>=3.2",),
         summary=f"{summary}: one kernel each way",
@@ -102,6 +105,18 @@ KERNELS: tuple[KernelSpec, ...] = (
         priority=10,
         summary="causal attention: matrix products of what each block may see, own backward",
     ),
+    KernelSpec(
+        op="row_bounds",
+        impl="reference",
+        target="loongforge.kernels.row_bounds.reference:row_bounds",
+        dtypes=("int32", "int64"),
+        summary="keys each query may see: torch on every device",
+    ),
+    *_library_paths("indexer_logits", "index scores of all keys", *FLOATS, "float8_e4m3fn"),
+    *_library_paths("select_topk", "keys of the largest scores", "float32"),
+    *_library_paths("lightning_indexer", "keys of the largest index scores", *FLOATS),
+    *_library_paths("gather_scores", "index scores of chosen keys", *FLOATS),
+    *_library_paths("selection_bits", "a selection as a bit mask", "int32"),
     *_torch_paths("adamw", "AdamW step"),
     *_torch_paths("grouped_linear", "a matrix for each group of rows"),
     KernelSpec(
