@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -107,6 +109,21 @@ def test_selected_keys(topk, monkeypatch):
         found = select_topk(logits, ks, ke, topk)
     for name, have, want in zip(found._fields, found, topk_truth(logits, ks, ke, topk), strict=True):
         assert torch.equal(have, want), name
+
+
+def test_no_tie_is_written_behind_its_row(monkeypatch):
+    """Where the next row would hide it: of one row, in a buffer that goes on."""
+    buffers = []
+
+    def longer(*shape, **named):
+        buffers.append(torch.full((math.prod(shape) + 9,), 77, **named))
+        return buffers[-1][:-9].view(shape)
+
+    monkeypatch.setattr(torch, "empty", longer)
+    bound = torch.tensor([300], dtype=torch.int32)
+    indices, _, _ = topk_triton.select_topk(torch.zeros(1, 300), bound - 300, bound, 20)
+    assert indices.tolist() == [list(range(20))]
+    assert all((buffer[-9:] == 77).all() for buffer in buffers)
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
