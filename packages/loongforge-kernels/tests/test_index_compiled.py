@@ -1,4 +1,4 @@
-"""The indexer's kernels compiled for Hopper as DeepSeek-V3.2 (64 index heads) and GLM-5 (32) launch them; no GPU."""
+"""The indexer's kernels and fp8's compiled for Hopper as DeepSeek-V3.2 (64 index heads) and GLM-5 (32) launch them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if find_spec("triton") is None:
 
 import aot
 
+from loongforge.kernels.fp8 import triton as fp8
 from loongforge.kernels.gather_scores import triton as gather
 from loongforge.kernels.indexer_logits import triton as logits
 from loongforge.kernels.select_topk import triton as topk
@@ -51,8 +52,8 @@ def test_logits(heads, tmp_path, monkeypatch):
 
 
 def test_logits_of_fp8(tmp_path, monkeypatch):
-    fp8, scale = indexer(64, torch.float8_e4m3fn), meta(KEYS, dtype=torch.float32)
-    found = built(lambda: logits.indexer_logits(*fp8, *bounds(), True, scale), tmp_path, monkeypatch)
+    narrow, scale = indexer(64, torch.float8_e4m3fn), meta(KEYS, dtype=torch.float32)
+    found = built(lambda: logits.indexer_logits(*narrow, *bounds(), True, scale), tmp_path, monkeypatch)
     aot.gate(found, wgmma=False)
     assert found.count("QGMMA[.0-9A-Zx]*"), "no fp8 warpgroup matrix product"
 
@@ -85,3 +86,13 @@ def test_gradients_of_gathered_scores(heads, deterministic, addition, tmp_path, 
 def test_bits(tmp_path, monkeypatch):
     indices = meta(QUERIES, TOPK, dtype=torch.int32)
     aot.gate(built(lambda: bits.selection_bits(indices, KEYS), tmp_path, monkeypatch), wgmma=False)
+
+
+@pytest.mark.parametrize("columns", [128, 7168])
+def test_quantisation(columns, tmp_path, monkeypatch):
+    x = meta(QUERIES, columns)
+    if columns == 128:
+        aot.gate(built(lambda: fp8.hadamard_quant(x, True, 1e-12, True), tmp_path, monkeypatch))
+    else:
+        found = built(lambda: fp8.quantize(x, 1, 128, 1e-12, True, True), tmp_path, monkeypatch)
+        aot.gate(found, wgmma=False, ptx=(r"ld\.global\.v4", r"st\.global\.v[24]"))

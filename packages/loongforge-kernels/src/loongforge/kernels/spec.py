@@ -64,9 +64,9 @@ def _triton_path(op: str, summary: str) -> KernelSpec:
     )
 
 
-def _library_paths(op: str, summary: str, *dtypes: str) -> tuple[KernelSpec, KernelSpec]:
+def _library_paths(op: str, summary: str, *dtypes: str, folder: str = "") -> tuple[KernelSpec, KernelSpec]:
     """Of an op defined through `loongforge.kernels.library`: in torch, and as the op itself on a GPU."""
-    module = f"loongforge.kernels.{op}"
+    module = f"loongforge.kernels.{folder or op}"
     return (
         KernelSpec(op=op, impl="reference", target=f"{module}.reference:{op}", summary=f"{summary}: the plain truth"),
         KernelSpec(
@@ -117,6 +117,10 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_library_paths("lightning_indexer", "keys of the largest index scores", *FLOATS),
     *_library_paths("gather_scores", "index scores of chosen keys", *FLOATS),
     *_library_paths("selection_bits", "a selection as a bit mask", "int32"),
+    *_library_paths("quantize_1x128", "rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("quantize_128x128", "squares of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("hadamard_quant", "rotated rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("dequantize", "numbers of fp8 blocks with scales", "float8_e4m3fn", folder="fp8"),
     *_torch_paths("adamw", "AdamW step"),
     *_torch_paths("grouped_linear", "a matrix for each group of rows"),
     KernelSpec(
