@@ -1,0 +1,307 @@
+"""Attention over gathered latent rows in Triton.
+
+Forward and dQ: a program holds one query's block of heads and walks over the query's keys. With few heads (`SWAP`) keys
+take the rows of every product, because Hopper's matrix instruction wants 64 of them. The backward is split, since one
+kernel for all of it does not fit into a multiprocessor: dQ leaves the probabilities and the scores' gradients of a
+chunk of queries in memory, and a second kernel makes the gradients of the keys from them, all heads in one product, so
+that each (query, key) pair adds to memory once. It adds with atomics, or stores its rows for a third kernel that sums
+them in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from loongforge.kernels.sparse_mla.reference import shared_terms
+from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, rows
+
+CHUNK_BYTES = 1 << 30
+"""About the most memory for what the kernels of the backward hand to each other."""
+MAX_HEADS = 128
+
+
+@triton.jit
+def keys_of(indices, first, used, S, KEYS: tl.constexpr):
+    """Rows of kv that the slots from `first` on name, int64, and which of them are keys."""
+    slot = first + tl.arange(0, KEYS)
+    index = tl.load(indices + slot, mask=slot < used, other=-1)
+    valid = (index >= 0) & (index < S)
+    return tl.where(valid, index, 0).to(tl.int64), valid
+
+
+@triton.jit
+def scores_of(q, q_rope, latent, rope, SWAP: tl.constexpr):
+    """Products of heads and keys, `[heads, keys]`, with `SWAP` transposed."""
+    if SWAP:
+        return tl.dot(rope, tl.trans(q_rope), tl.dot(latent, tl.trans(q)))
+    return tl.dot(q_rope, tl.trans(rope), tl.dot(q, tl.trans(latent)))
+
+
+@triton.jit
+def _forward(
+    q_ptr, kv_ptr, indices_ptr, used_ptr, sink_ptr, out_ptr, lse_ptr, scale_log2, S, H, blocks,
+    q_row, q_head, kv_row, indices_row,
+    D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    SWAP: tl.constexpr, HAS_SINK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    BY_KEY: tl.constexpr = 0 if SWAP else 1  # the axis of keys in a block of scores
+    t = (tl.program_id(0) // blocks).to(tl.int64)
+    h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
+    h_inside = h < H
+    q = rows(q_ptr + t * q_row, h, h_inside, q_head, 0, D, D)
+    q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
+    top = tl.full([HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([HEADS], tl.float32)
+    out = tl.zeros([D, HEADS] if SWAP else [HEADS, D], tl.float32)
+    used = tl.load(used_ptr + t)
+    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+        row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
+        latent = rows(kv_ptr, row, valid, kv_row, 0, D, D)
+        rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
+        scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
+        scores = tl.where(tl.expand_dims(valid, 1 - BY_KEY), scores, float("-inf"))
+        top_new = tl.maximum(top, tl.max(scores, BY_KEY))
+        shift = tl.where(top_new == float("-inf"), 0.0, top_new)
+        weights = tl.exp2(scores - tl.expand_dims(shift, BY_KEY))
+        shrink = tl.exp2(top - shift)
+        total = total * shrink + tl.sum(weights, BY_KEY)
+        out = out * tl.expand_dims(shrink, BY_KEY)
+        if SWAP:
+            out = tl.dot(tl.trans(latent), weights.to(latent.dtype), out)
+        else:
+            out = tl.dot(weights.to(latent.dtype), latent, out)
+        top = top_new
+    some = total > 0
+    total = tl.where(some, total, 1.0)
+    lse = tl.where(some, (top + tl.log2(total)) * LN2, float("-inf"))
+    tl.store(lse_ptr + t * H + h, lse, mask=h_inside)
+    share = tl.where(some, 1.0 / total, 0.0)
+    if HAS_SINK:
+        sink = tl.load(sink_ptr + h, mask=h_inside, other=0.0).to(tl.float32)
+        share = share * tl.sigmoid(lse - sink)
+    out = out * tl.expand_dims(share, BY_KEY)
+    column = tl.expand_dims(tl.arange(0, D), 1 - BY_KEY)
+    at = out_ptr + tl.expand_dims(t * H + h, BY_KEY) * D + column
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=tl.expand_dims(h_inside, BY_KEY) & (column < D))
+
+
+@triton.jit
+def _backward_q(
+    q_ptr, kv_ptr, indices_ptr, used_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, p_ptr, ds_ptr,
+    scale, scale_log2, S, H, K, blocks, q_row, q_head, kv_row, indices_row,
+    D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    SWAP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    BY_KEY: tl.constexpr = 0 if SWAP else 1
+    t = (tl.program_id(0) // blocks).to(tl.int64)
+    h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
+    h_inside = h < H
+    q = rows(q_ptr + t * q_row, h, h_inside, q_head, 0, D, D)
+    q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
+    dout = rows(dout_ptr + t * H * D, h, h_inside, D, 0, D, D)
+    lse = tl.load(lse_ptr + t * H + h, mask=h_inside, other=float("inf"))
+    lse = tl.expand_dims(tl.where(lse == float("-inf"), float("inf"), lse) / LN2, BY_KEY)
+    delta = tl.expand_dims(tl.load(delta_ptr + t * H + h, mask=h_inside, other=0.0), BY_KEY)
+    dq = tl.zeros([D, HEADS] if SWAP else [HEADS, D], tl.float32)
+    dq_rope = tl.zeros([R, HEADS] if SWAP else [HEADS, R], tl.float32)
+    used = tl.load(used_ptr + t)
+    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+        row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
+        latent = rows(kv_ptr, row, valid, kv_row, 0, D, D)
+        rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
+        scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
+        p = tl.where(tl.expand_dims(valid, 1 - BY_KEY), tl.exp2(scores - lse), 0.0)
+        dp = tl.dot(latent, tl.trans(dout)) if SWAP else tl.dot(dout, tl.trans(latent))
+        ds = (p * (dp - delta) * scale).to(latent.dtype)
+        slot = tl.expand_dims(first + tl.arange(0, KEYS), 1 - BY_KEY)
+        at = tl.expand_dims((t * H + h) * K, BY_KEY) + slot
+        kept = tl.expand_dims(h_inside, BY_KEY) & (slot < used)
+        tl.store(p_ptr + at, p.to(latent.dtype), mask=kept)
+        tl.store(ds_ptr + at, ds, mask=kept)
+        if SWAP:
+            dq = tl.dot(tl.trans(latent), ds, dq)
+            dq_rope = tl.dot(tl.trans(rope), ds, dq_rope)
+        else:
+            dq = tl.dot(ds, latent, dq)
+            dq_rope = tl.dot(ds, rope, dq_rope)
+    at = dq_ptr + tl.expand_dims(t * H + h, BY_KEY) * (D + R)
+    column = tl.expand_dims(tl.arange(0, D), 1 - BY_KEY)
+    column_rope = tl.expand_dims(tl.arange(0, R), 1 - BY_KEY)
+    kept = tl.expand_dims(h_inside, BY_KEY)
+    tl.store(at + column, dq.to(dq_ptr.dtype.element_ty), mask=kept & (column < D))
+    tl.store(at + D + column_rope, dq_rope.to(dq_ptr.dtype.element_ty), mask=kept & (column_rope < R))
+
+
+@triton.jit
+def _backward_kv(
+    q_ptr, dout_ptr, indices_ptr, used_ptr, p_ptr, ds_ptr, out_ptr, S, H, K, q_row, q_head, indices_row,
+    D: tl.constexpr, R: tl.constexpr, FIRST: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, ATOMIC: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS columns, from FIRST on, of one query's contribution to each of its keys."""
+    t = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    first_column = FIRST + (tl.program_id(0) % BLOCKS) * COLUMNS
+    column = first_column + tl.arange(0, COLUMNS)
+    h = tl.arange(0, HEADS)
+    h_inside = h < H
+    q = rows(q_ptr + t * q_row + first_column, h, h_inside, q_head, 0, COLUMNS, COLUMNS)
+    if FIRST < D:
+        dout = rows(dout_ptr + t * H * D + first_column, h, h_inside, D, 0, COLUMNS, COLUMNS)
+    used = tl.load(used_ptr + t)
+    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+        slot = first + tl.arange(0, KEYS)
+        at = (t * H + h)[None, :] * K + slot[:, None]
+        kept = h_inside[None, :] & (slot < used)[:, None]
+        dkv = tl.dot(tl.load(ds_ptr + at, mask=kept, other=0.0), q)
+        if FIRST < D:
+            dkv = tl.dot(tl.load(p_ptr + at, mask=kept, other=0.0), dout, dkv)
+        row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
+        if ATOMIC:
+            tl.atomic_add(out_ptr + row[:, None] * (D + R) + column[None, :], dkv, mask=valid[:, None], sem="relaxed")
+        else:
+            to = out_ptr + (t * K + slot)[:, None] * (D + R) + column[None, :]
+            tl.store(to, dkv.to(out_ptr.dtype.element_ty), mask=valid[:, None])
+
+
+@triton.jit
+def _sum_pairs(
+    parts_ptr, pairs_ptr, ends_ptr, out_ptr, D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Add to a key's gradient the contributions of the pairs that chose it, in the order of the pairs."""
+    s = tl.program_id(0).to(tl.int64)
+    first = tl.load(ends_ptr + s)
+    last = tl.load(ends_ptr + s + 1)
+    total = tl.zeros([D], tl.float32)
+    total_rope = tl.zeros([R], tl.float32)
+    for start in tl.range(first, last, ROWS):
+        number = start + tl.arange(0, ROWS)
+        inside = number < last
+        pair = tl.load(pairs_ptr + number, mask=inside, other=0)
+        total += tl.sum(rows(parts_ptr, pair, inside, D + R, 0, D, D).to(tl.float32), 0)
+        total_rope += tl.sum(rows(parts_ptr, pair, inside, D + R, D, R, R).to(tl.float32), 0)
+    if first < last:
+        at = out_ptr + s * (D + R) + tl.arange(0, D)
+        tl.store(at, tl.load(at) + total)
+        at_rope = out_ptr + s * (D + R) + D + tl.arange(0, R)
+        tl.store(at_rope, tl.load(at_rope) + total_rope)
+
+
+def forward(
+    q: Tensor, kv: Tensor, indices: Tensor, scale: float, d_v: int = 512, attn_sink: Tensor | None = None,
+    deterministic: bool = False, tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and log-sum-exp; see the package."""
+    q, kv, indices = adjacent(q), adjacent(kv), adjacent(indices)
+    checked(q, d_v)
+    out = q.new_empty(*q.shape[:2], d_v)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+    tiles = tiles or _tiles("forward", q.shape[1])
+    blocks = triton.cdiv(q.shape[1], tiles.rows)
+    if lse.numel():
+        launch: Any = _forward[(len(q) * blocks,)]
+        launch(
+            q, kv, indices, used_slots(indices, len(kv)), attn_sink, out, lse, scale * LOG2E, len(kv), q.shape[1],
+            blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=d_v, R=q.shape[2] - d_v, HEADS=tiles.rows,
+            KEYS=tiles.keys, SWAP=tiles.rows < 64, HAS_SINK=attn_sink is not None, STAGES=tiles.stages,
+            num_warps=tiles.warps,
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    q: Tensor, kv: Tensor, indices: Tensor, attn_sink: Tensor | None, scale: float, deterministic: bool,
+    out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, q_tiles: Tiles | None = None, kv_tiles: Tiles | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, kv and the sink; see the package."""
+    q, kv, indices = adjacent(q), adjacent(kv), adjacent(indices)
+    wide_dout, delta, dsink = shared_terms(out.float(), lse, dout.float(), dlse, attn_sink)
+    dout = wide_dout.to(q.dtype).contiguous()
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dkv = torch.zeros(kv.shape, dtype=torch.float32, device=kv.device)
+    queries, heads, slots = *q.shape[:2], indices.shape[1]
+    pair_bytes = 2 * heads * q.element_size() + deterministic * q.shape[2] * q.element_size()
+    chunk = max(1, min(queries, chunk_bytes // max(1, slots * pair_bytes)))
+    used = used_slots(indices, len(kv))
+    p, ds = (q.new_empty(chunk, heads, slots) for _ in range(2))
+    for start in range(0, queries if dq.numel() else 0, chunk):
+        part = slice(start, start + chunk)
+        some = (q[part], dout[part], indices[part], used[part])
+        _launch_q(some, kv, lse[part], delta[part], dq[part], p, ds, scale, q_tiles or _tiles("backward_q", heads))
+        _launch_kv(some, p, ds, dkv, deterministic, kv_tiles or _tiles("backward_kv", heads))
+    return dq, dkv.to(kv.dtype), dsink
+
+
+def _launch_q(
+    some: tuple[Tensor, ...], kv: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, p: Tensor, ds: Tensor,
+    scale: float, tiles: Tiles,
+) -> None:  # fmt: skip
+    q, dout, indices, used = some
+    blocks = triton.cdiv(q.shape[1], tiles.rows)
+    launch: Any = _backward_q[(len(q) * blocks,)]
+    launch(
+        q, kv, indices, used, dout, lse, delta, dq, p, ds, scale, scale * LOG2E, len(kv), q.shape[1],
+        indices.shape[1], blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=dout.shape[2],
+        R=q.shape[2] - dout.shape[2], HEADS=tiles.rows, KEYS=tiles.keys, SWAP=tiles.rows < 64, STAGES=tiles.stages,
+        num_warps=tiles.warps,
+    )  # fmt: skip
+
+
+def _launch_kv(
+    some: tuple[Tensor, ...], p: Tensor, ds: Tensor, dkv: Tensor, deterministic: bool, tiles: Tiles
+) -> None:  # fmt: skip
+    q, dout, indices, used = some
+    queries, slots, width, d_v = len(q), indices.shape[1], q.shape[2], dout.shape[2]
+    to = q.new_empty(queries * slots, width) if deterministic else dkv
+    for first, columns in ((0, min(tiles.rows, d_v)), (d_v, width - d_v)):
+        blocks = (d_v if first == 0 else width - d_v) // columns
+        launch: Any = _backward_kv[(queries * blocks,)]
+        launch(
+            q, dout, indices, used, p, ds, to, len(dkv), q.shape[1], slots, *q.stride()[:2], indices.stride(0),
+            D=d_v, R=width - d_v, FIRST=first, COLUMNS=columns, BLOCKS=blocks, HEADS=block(q.shape[1]),
+            KEYS=tiles.keys, ATOMIC=not deterministic, STAGES=tiles.stages, num_warps=tiles.warps,
+        )  # fmt: skip
+    if deterministic and len(dkv):
+        pairs, ends = pairs_by_key(indices, len(dkv))
+        launch: Any = _sum_pairs[(len(dkv),)]
+        launch(to, pairs, ends, dkv, D=d_v, R=width - d_v, ROWS=4)
+
+
+def used_slots(indices: Tensor, keys: int) -> Tensor:
+    """One past the last slot of each row that names a key, int32 `[T]`."""
+    slot = torch.arange(1, indices.shape[1] + 1, dtype=torch.int32, device=indices.device)
+    valid = (indices >= 0) & (indices < keys)
+    return torch.nn.functional.pad(slot.where(valid, 0), (1, 0)).amax(1)
+
+
+def pairs_by_key(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Flat numbers `t * K + slot` of valid pairs, by key and ascending, and where each key's begin `[keys + 1]`."""
+    flat = indices.flatten()
+    key, pairs = flat.where((flat >= 0) & (flat < keys), keys).sort(stable=True)
+    return pairs, torch.searchsorted(key, torch.arange(keys + 1, dtype=key.dtype, device=key.device))
+
+
+def checked(q: Tensor, d_v: int) -> None:
+    """Raise where the kernels cannot help."""
+    rope = q.shape[2] - d_v
+    fits = all(width >= 16 and width & (width - 1) == 0 for width in (d_v, rope)) and q.shape[1] <= MAX_HEADS
+    if not fits:
+        raise ValueError(
+            f"sparse_mla on a GPU takes at most {MAX_HEADS} heads, and d_v and q.shape[2] - d_v that are powers of two "
+            f"from 16 on, not {q.shape[1]} heads, {d_v} and {rope}; `loongforge.kernels.sparse_mla.reference` takes any"
+        )
+
+
+def _tiles(kernel: str, heads: int) -> Tiles:
+    """Cuts that fit into an H200 without spilling in a loop, by the ahead-of-time gate; not measured for speed yet."""
+    if kernel == "backward_kv":
+        return Tiles(rows=128, keys=64)  # rows are columns here: all heads are in one product
+    few = heads <= 32
+    if kernel == "forward":
+        return Tiles(rows=block(heads) if few else 64, keys=64)
+    return Tiles(rows=block(heads), keys=64) if few else Tiles(rows=64, keys=32, stages=1)
