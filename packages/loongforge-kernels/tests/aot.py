@@ -121,11 +121,14 @@ def build(launch: Launch, capability: int = 90) -> Built:
     )
 
 
-def gate(built: Built, *, wgmma: bool = True, ptx: tuple[str, ...] = ()) -> None:
-    """Fail unless a block fits into an H200, loops touch no stack, and `ptx` patterns (and wgmma, if asked) occur."""
+def gate(built: Built, *, wgmma: bool = True, ptx: tuple[str, ...] = (), spills: int = 0) -> None:
+    """Fail unless a block fits into an H200, and `ptx` patterns (and wgmma, if asked) occur.
+
+    Loops may touch spilled registers at most `spills` times; whoever allows more than none says why.
+    """
     say = f"{built.name}: {built.registers} registers, {built.stack} B stack, {built.shared} B shared"
     assert built.shared <= SHARED_BYTES, f"{say}; at most {SHARED_BYTES} B of shared memory exist"
-    assert built.spills_in_loops == 0, f"{say}; {built.spills_in_loops} accesses to spilled registers within loops"
+    assert built.spills_in_loops <= spills, f"{say}; {built.spills_in_loops} accesses to spilled registers within loops"
     if wgmma:
         assert built.count("HGMMA[.0-9A-Zx]*") > 0, f"{say}; no warpgroup matrix product"
     for pattern in ptx:

@@ -26,7 +26,7 @@ RATIO = 3e-6
 BF16_RATIO = 6e-3
 """bf16 rounding of probabilities and results, measured 3.1e-3 at most."""
 EVERY_ROW = pytest.mark.parametrize("rows", ZOO, ids=lambda rows: rows.name)
-SMALL = Tiles(rows=16, keys=16)
+SMALL = Tiles(rows=16, keys=16, swap=True)
 WIDE = Rows(name="full width", documents=(40,), queries=(0, 39, 7), topk=70)
 NOTHING = ZOO[5]
 
@@ -108,13 +108,13 @@ def test_sparse_mla_with_an_ordered_backward(chunk_bytes: int):
 def test_sparse_mla_with_a_sink_and_many_heads(heads: int):
     inputs = sparse(Rows(name="few", documents=(9,), queries=(0, 8, -1, 5), topk=20), heads, 64, 16)
     inputs["attn_sink"] = normal(heads, seed=4)
-    tiles = Tiles(rows=min(heads, 64), keys=16)
+    tiles = Tiles(rows=min(heads, 64), keys=16, swap=heads == 16)
     assert_matches(sparse_op(0.15, 64, True, tiles), sparse_reference(0.15, 64), inputs, RATIO)
 
 
 def test_sparse_mla_at_the_released_width_in_bf16():
     inputs = sparse(WIDE, 2, 512, 64, torch.bfloat16)
-    op = sparse_op(576**-0.5, 512, False, Tiles(rows=16, keys=64))
+    op = sparse_op(576**-0.5, 512, False, Tiles(rows=16, keys=64, swap=True))
     assert_matches(op, sparse_reference(576**-0.5, 512), inputs, BF16_RATIO)
 
 
@@ -133,7 +133,7 @@ def test_the_ordered_backward_is_bit_equal_between_runs():
 def test_attention_target(rows: Rows, heads: int):
     inputs = {name: x.detach() for name, x in sparse(rows, heads, 64, 16).items()}
     _, lse = sparse_truth.sparse_mla(*inputs.values(), 0.15, 64)
-    tiles = Tiles(rows=16 if heads == 3 else 64, keys=16)
+    tiles = Tiles(rows=16 if heads == 3 else 64, keys=16, swap=heads == 3)
     found = target_kernel.attention_target(*inputs.values(), lse, 0.15, tiles)
     wide = [x.double() if x.is_floating_point() else x for x in (*inputs.values(), lse)]
     assert_close("target", found, target_truth(*wide, 0.15), RATIO)

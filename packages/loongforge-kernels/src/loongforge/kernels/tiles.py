@@ -25,6 +25,8 @@ class Tiles:
     warps: int = 8
     stages: int = 2
     """Turns whose loads are in flight."""
+    swap: bool = False
+    """Whether keys, not heads, are the rows of the products: Hopper's matrix instruction wants 64 rows."""
 
 
 @triton.jit

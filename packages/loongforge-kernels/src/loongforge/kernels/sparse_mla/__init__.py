@@ -11,7 +11,7 @@ lse -inf and no gradient.
 attn_sink `[H]` fp32 adds exp(attn_sink[h]) to the denominator of the output, not to lse.
 Differentiable in q, kv and attn_sink through both results. The gradient of kv is summed by atomics in fp32, in an order
 that changes from run to run; with `deterministic`, or under `torch.use_deterministic_algorithms`, in a fixed one.
-On a GPU: heads up to 128, `d_v` and the rotary part powers of two from 16 on.
+On a GPU: heads up to 128, `d_v` a power of two from 32 on, the rotary part one from 16 on.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Attention over gathered latent rows in Triton.
 
-Forward and dQ: a program holds one query's block of heads and walks over the query's keys. With few heads (`SWAP`) keys
-take the rows of every product, because Hopper's matrix instruction wants 64 of them. The backward is split, since one
-kernel for all of it does not fit into a multiprocessor: dQ leaves the probabilities and the scores' gradients of a
-chunk of queries in memory, and a second kernel makes the gradients of the keys from them, all heads in one product, so
-that each (query, key) pair adds to memory once. It adds with atomics, or stores its rows for a third kernel that sums
-them in a fixed order.
+Forward: a program holds one query's block of heads and walks over the query's keys. With few heads (`swap`) keys take
+the rows of every product, because Hopper's matrix instruction wants 64 of them. The backward is split, since one kernel
+for all of it does not fit into a multiprocessor: a first kernel leaves the probabilities and the scores' gradients of a
+chunk of queries in memory; a second makes from them, for some columns at a time and all heads in one product, a query's
+gradient and its contributions to its keys. So each (query, key) pair adds to memory once, however many heads there are:
+with atomics, or as rows that a third kernel sums in a fixed order.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ def keys_of(indices, first, used, S, KEYS: tl.constexpr):
 def scores_of(q, q_rope, latent, rope, SWAP: tl.constexpr):
     """Products of heads and keys, `[heads, keys]`, with `SWAP` transposed."""
     if SWAP:
-        return tl.dot(rope, tl.trans(q_rope), tl.dot(latent, tl.trans(q)))
-    return tl.dot(q_rope, tl.trans(rope), tl.dot(q, tl.trans(latent)))
+        scores = tl.dot(rope, tl.trans(q_rope), tl.dot(latent, tl.trans(q)))
+    else:
+        scores = tl.dot(q_rope, tl.trans(rope), tl.dot(q, tl.trans(latent)))
+    return scores
 
 
 @triton.jit
@@ -50,31 +52,43 @@ def _forward(
     SWAP: tl.constexpr, HAS_SINK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     BY_KEY: tl.constexpr = 0 if SWAP else 1  # the axis of keys in a block of scores
+    C: tl.constexpr = D // 2  # two loads of half a row need fewer registers for addresses than one
     t = (tl.program_id(0) // blocks).to(tl.int64)
     h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
     h_inside = h < H
-    q = rows(q_ptr + t * q_row, h, h_inside, q_head, 0, D, D)
+    q = rows(q_ptr + t * q_row, h, h_inside, q_head, 0, C, C)
+    q_more = rows(q_ptr + t * q_row, h, h_inside, q_head, C, C, C)
     q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
-    out = tl.zeros([D, HEADS] if SWAP else [HEADS, D], tl.float32)
+    out = tl.zeros([C, HEADS] if SWAP else [HEADS, C], tl.float32)
+    out_more = tl.zeros([C, HEADS] if SWAP else [HEADS, C], tl.float32)
     used = tl.load(used_ptr + t)
     for first in tl.range(0, used, KEYS, num_stages=STAGES):
         row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
-        latent = rows(kv_ptr, row, valid, kv_row, 0, D, D)
+        latent = rows(kv_ptr, row, valid, kv_row, 0, C, C)
+        latent_more = rows(kv_ptr, row, valid, kv_row, C, C, C)
         rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
-        scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
-        scores = tl.where(tl.expand_dims(valid, 1 - BY_KEY), scores, float("-inf"))
+        scores = scores_of(q, q_rope, latent, rope, SWAP)
+        if SWAP:
+            scores = tl.dot(latent_more, tl.trans(q_more), scores)
+        else:
+            scores = tl.dot(q_more, tl.trans(latent_more), scores)
+        scores = tl.where(tl.expand_dims(valid, 1 - BY_KEY), scores * scale_log2, float("-inf"))
         top_new = tl.maximum(top, tl.max(scores, BY_KEY))
         shift = tl.where(top_new == float("-inf"), 0.0, top_new)
         weights = tl.exp2(scores - tl.expand_dims(shift, BY_KEY))
         shrink = tl.exp2(top - shift)
         total = total * shrink + tl.sum(weights, BY_KEY)
+        weights = weights.to(latent.dtype)
         out = out * tl.expand_dims(shrink, BY_KEY)
+        out_more = out_more * tl.expand_dims(shrink, BY_KEY)
         if SWAP:
-            out = tl.dot(tl.trans(latent), weights.to(latent.dtype), out)
+            out = tl.dot(tl.trans(latent), weights, out)
+            out_more = tl.dot(tl.trans(latent_more), weights, out_more)
         else:
-            out = tl.dot(weights.to(latent.dtype), latent, out)
+            out = tl.dot(weights, latent, out)
+            out_more = tl.dot(weights, latent_more, out_more)
         top = top_new
     some = total > 0
     total = tl.where(some, total, 1.0)
@@ -84,19 +98,22 @@ def _forward(
     if HAS_SINK:
         sink = tl.load(sink_ptr + h, mask=h_inside, other=0.0).to(tl.float32)
         share = share * tl.sigmoid(lse - sink)
-    out = out * tl.expand_dims(share, BY_KEY)
-    column = tl.expand_dims(tl.arange(0, D), 1 - BY_KEY)
+    share = tl.expand_dims(share, BY_KEY)
+    column = tl.expand_dims(tl.arange(0, C), 1 - BY_KEY)
     at = out_ptr + tl.expand_dims(t * H + h, BY_KEY) * D + column
-    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=tl.expand_dims(h_inside, BY_KEY) & (column < D))
+    kept = tl.expand_dims(h_inside, BY_KEY) & (column < C)
+    tl.store(at, (out * share).to(out_ptr.dtype.element_ty), mask=kept)
+    tl.store(at + C, (out_more * share).to(out_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit
-def _backward_q(
-    q_ptr, kv_ptr, indices_ptr, used_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, p_ptr, ds_ptr,
+def _backward_scores(
+    q_ptr, kv_ptr, indices_ptr, used_ptr, dout_ptr, lse_ptr, delta_ptr, p_ptr, ds_ptr,
     scale, scale_log2, S, H, K, blocks, q_row, q_head, kv_row, indices_row,
     D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
     SWAP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Probabilities and gradients of the scores, `[H, K]` each, of one query and a block of heads."""
     BY_KEY: tl.constexpr = 0 if SWAP else 1
     t = (tl.program_id(0) // blocks).to(tl.int64)
     h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
@@ -107,8 +124,6 @@ def _backward_q(
     lse = tl.load(lse_ptr + t * H + h, mask=h_inside, other=float("inf"))
     lse = tl.expand_dims(tl.where(lse == float("-inf"), float("inf"), lse) / LN2, BY_KEY)
     delta = tl.expand_dims(tl.load(delta_ptr + t * H + h, mask=h_inside, other=0.0), BY_KEY)
-    dq = tl.zeros([D, HEADS] if SWAP else [HEADS, D], tl.float32)
-    dq_rope = tl.zeros([R, HEADS] if SWAP else [HEADS, R], tl.float32)
     used = tl.load(used_ptr + t)
     for first in tl.range(0, used, KEYS, num_stages=STAGES):
         row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
@@ -117,33 +132,22 @@ def _backward_q(
         scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
         p = tl.where(tl.expand_dims(valid, 1 - BY_KEY), tl.exp2(scores - lse), 0.0)
         dp = tl.dot(latent, tl.trans(dout)) if SWAP else tl.dot(dout, tl.trans(latent))
-        ds = (p * (dp - delta) * scale).to(latent.dtype)
+        ds = p * (dp - delta) * scale
         slot = tl.expand_dims(first + tl.arange(0, KEYS), 1 - BY_KEY)
         at = tl.expand_dims((t * H + h) * K, BY_KEY) + slot
         kept = tl.expand_dims(h_inside, BY_KEY) & (slot < used)
-        tl.store(p_ptr + at, p.to(latent.dtype), mask=kept)
-        tl.store(ds_ptr + at, ds, mask=kept)
-        if SWAP:
-            dq = tl.dot(tl.trans(latent), ds, dq)
-            dq_rope = tl.dot(tl.trans(rope), ds, dq_rope)
-        else:
-            dq = tl.dot(ds, latent, dq)
-            dq_rope = tl.dot(ds, rope, dq_rope)
-    at = dq_ptr + tl.expand_dims(t * H + h, BY_KEY) * (D + R)
-    column = tl.expand_dims(tl.arange(0, D), 1 - BY_KEY)
-    column_rope = tl.expand_dims(tl.arange(0, R), 1 - BY_KEY)
-    kept = tl.expand_dims(h_inside, BY_KEY)
-    tl.store(at + column, dq.to(dq_ptr.dtype.element_ty), mask=kept & (column < D))
-    tl.store(at + D + column_rope, dq_rope.to(dq_ptr.dtype.element_ty), mask=kept & (column_rope < R))
+        tl.store(p_ptr + at, p.to(p_ptr.dtype.element_ty), mask=kept)
+        tl.store(ds_ptr + at, ds.to(ds_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit
-def _backward_kv(
-    q_ptr, dout_ptr, indices_ptr, used_ptr, p_ptr, ds_ptr, out_ptr, S, H, K, q_row, q_head, indices_row,
+def _backward_products(
+    q_ptr, kv_ptr, dout_ptr, indices_ptr, used_ptr, p_ptr, ds_ptr, dq_ptr, to_ptr,
+    S, H, K, q_row, q_head, kv_row, indices_row,
     D: tl.constexpr, R: tl.constexpr, FIRST: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
     HEADS: tl.constexpr, KEYS: tl.constexpr, ATOMIC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS columns, from FIRST on, of one query's contribution to each of its keys."""
+    """COLUMNS columns, from FIRST on, of one query's gradient and of what it contributes to each of its keys."""
     t = (tl.program_id(0) // BLOCKS).to(tl.int64)
     first_column = FIRST + (tl.program_id(0) % BLOCKS) * COLUMNS
     column = first_column + tl.arange(0, COLUMNS)
@@ -152,30 +156,35 @@ def _backward_kv(
     q = rows(q_ptr + t * q_row + first_column, h, h_inside, q_head, 0, COLUMNS, COLUMNS)
     if FIRST < D:
         dout = rows(dout_ptr + t * H * D + first_column, h, h_inside, D, 0, COLUMNS, COLUMNS)
+    dq = tl.zeros([HEADS, COLUMNS], tl.float32)
     used = tl.load(used_ptr + t)
     for first in tl.range(0, used, KEYS, num_stages=STAGES):
         slot = first + tl.arange(0, KEYS)
-        at = (t * H + h)[None, :] * K + slot[:, None]
-        kept = h_inside[None, :] & (slot < used)[:, None]
-        dkv = tl.dot(tl.load(ds_ptr + at, mask=kept, other=0.0), q)
-        if FIRST < D:
-            dkv = tl.dot(tl.load(p_ptr + at, mask=kept, other=0.0), dout, dkv)
+        at = (t * H + h)[:, None] * K + slot[None, :]
+        kept = h_inside[:, None] & (slot < used)[None, :]
+        ds = tl.load(ds_ptr + at, mask=kept, other=0.0)
         row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
+        dq = tl.dot(ds, rows(kv_ptr + first_column, row, valid, kv_row, 0, COLUMNS, COLUMNS), dq)
+        dkv = tl.dot(tl.trans(ds), q)
+        if FIRST < D:
+            dkv = tl.dot(tl.trans(tl.load(p_ptr + at, mask=kept, other=0.0)), dout, dkv)
         if ATOMIC:
-            tl.atomic_add(out_ptr + row[:, None] * (D + R) + column[None, :], dkv, mask=valid[:, None], sem="relaxed")
+            tl.atomic_add(to_ptr + row[:, None] * (D + R) + column[None, :], dkv, mask=valid[:, None], sem="relaxed")
         else:
-            to = out_ptr + (t * K + slot)[:, None] * (D + R) + column[None, :]
-            tl.store(to, dkv.to(out_ptr.dtype.element_ty), mask=valid[:, None])
+            to = to_ptr + (t * K + slot)[:, None] * (D + R) + column[None, :]
+            tl.store(to, dkv.to(to_ptr.dtype.element_ty), mask=valid[:, None])
+    at = dq_ptr + (t * H + h)[:, None] * (D + R) + column[None, :]
+    tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=h_inside[:, None])
 
 
 @triton.jit
 def _sum_pairs(
-    parts_ptr, pairs_ptr, ends_ptr, out_ptr, D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr
+    parts_ptr, pairs_ptr, starts_ptr, out_ptr, D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """Add to a key's gradient the contributions of the pairs that chose it, in the order of the pairs."""
     s = tl.program_id(0).to(tl.int64)
-    first = tl.load(ends_ptr + s)
-    last = tl.load(ends_ptr + s + 1)
+    first = tl.load(starts_ptr + s)
+    last = tl.load(starts_ptr + s + 1)
     total = tl.zeros([D], tl.float32)
     total_rope = tl.zeros([R], tl.float32)
     for start in tl.range(first, last, ROWS):
@@ -207,7 +216,7 @@ def forward(
         launch(
             q, kv, indices, used_slots(indices, len(kv)), attn_sink, out, lse, scale * LOG2E, len(kv), q.shape[1],
             blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=d_v, R=q.shape[2] - d_v, HEADS=tiles.rows,
-            KEYS=tiles.keys, SWAP=tiles.rows < 64, HAS_SINK=attn_sink is not None, STAGES=tiles.stages,
+            KEYS=tiles.keys, SWAP=tiles.swap, HAS_SINK=attn_sink is not None, STAGES=tiles.stages,
             num_warps=tiles.warps,
         )  # fmt: skip
     return out, lse
@@ -215,8 +224,8 @@ def forward(
 
 def backward(
     q: Tensor, kv: Tensor, indices: Tensor, attn_sink: Tensor | None, scale: float, deterministic: bool,
-    out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, q_tiles: Tiles | None = None, kv_tiles: Tiles | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, scores_tiles: Tiles | None = None,
+    products_tiles: Tiles | None = None, chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, kv and the sink; see the package."""
     q, kv, indices = adjacent(q), adjacent(kv), adjacent(indices)
@@ -232,44 +241,44 @@ def backward(
     for start in range(0, queries if dq.numel() else 0, chunk):
         part = slice(start, start + chunk)
         some = (q[part], dout[part], indices[part], used[part])
-        _launch_q(some, kv, lse[part], delta[part], dq[part], p, ds, scale, q_tiles or _tiles("backward_q", heads))
-        _launch_kv(some, p, ds, dkv, deterministic, kv_tiles or _tiles("backward_kv", heads))
+        _launch_scores(some, kv, lse[part], delta[part], p, ds, scale, scores_tiles or _tiles("scores", heads))
+        _launch_products(some, kv, p, ds, dq[part], dkv, deterministic, products_tiles or _tiles("products", heads))
     return dq, dkv.to(kv.dtype), dsink
 
 
-def _launch_q(
-    some: tuple[Tensor, ...], kv: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, p: Tensor, ds: Tensor,
-    scale: float, tiles: Tiles,
-) -> None:  # fmt: skip
+def _launch_scores(
+    some: tuple[Tensor, ...], kv: Tensor, lse: Tensor, delta: Tensor, p: Tensor, ds: Tensor, scale: float, tiles: Tiles
+) -> None:
     q, dout, indices, used = some
     blocks = triton.cdiv(q.shape[1], tiles.rows)
-    launch: Any = _backward_q[(len(q) * blocks,)]
+    launch: Any = _backward_scores[(len(q) * blocks,)]
     launch(
-        q, kv, indices, used, dout, lse, delta, dq, p, ds, scale, scale * LOG2E, len(kv), q.shape[1],
-        indices.shape[1], blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=dout.shape[2],
-        R=q.shape[2] - dout.shape[2], HEADS=tiles.rows, KEYS=tiles.keys, SWAP=tiles.rows < 64, STAGES=tiles.stages,
-        num_warps=tiles.warps,
+        q, kv, indices, used, dout, lse, delta, p, ds, scale, scale * LOG2E, len(kv), q.shape[1], indices.shape[1],
+        blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=dout.shape[2], R=q.shape[2] - dout.shape[2],
+        HEADS=tiles.rows, KEYS=tiles.keys, SWAP=tiles.swap, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
 
 
-def _launch_kv(
-    some: tuple[Tensor, ...], p: Tensor, ds: Tensor, dkv: Tensor, deterministic: bool, tiles: Tiles
+def _launch_products(
+    some: tuple[Tensor, ...], kv: Tensor, p: Tensor, ds: Tensor, dq: Tensor, dkv: Tensor, deterministic: bool,
+    tiles: Tiles,
 ) -> None:  # fmt: skip
     q, dout, indices, used = some
-    queries, slots, width, d_v = len(q), indices.shape[1], q.shape[2], dout.shape[2]
-    to = q.new_empty(queries * slots, width) if deterministic else dkv
+    slots, width, d_v = indices.shape[1], q.shape[2], dout.shape[2]
+    to = q.new_empty(len(q) * slots, width) if deterministic else dkv
     for first, columns in ((0, min(tiles.rows, d_v)), (d_v, width - d_v)):
         blocks = (d_v if first == 0 else width - d_v) // columns
-        launch: Any = _backward_kv[(queries * blocks,)]
+        launch: Any = _backward_products[(len(q) * blocks,)]
         launch(
-            q, dout, indices, used, p, ds, to, len(dkv), q.shape[1], slots, *q.stride()[:2], indices.stride(0),
-            D=d_v, R=width - d_v, FIRST=first, COLUMNS=columns, BLOCKS=blocks, HEADS=block(q.shape[1]),
-            KEYS=tiles.keys, ATOMIC=not deterministic, STAGES=tiles.stages, num_warps=tiles.warps,
+            q, kv, dout, indices, used, p, ds, dq, to, len(kv), q.shape[1], slots, *q.stride()[:2], kv.stride(0),
+            indices.stride(0), D=d_v, R=width - d_v, FIRST=first, COLUMNS=columns, BLOCKS=blocks,
+            HEADS=block(q.shape[1]), KEYS=tiles.keys, ATOMIC=not deterministic, STAGES=tiles.stages,
+            num_warps=tiles.warps,
         )  # fmt: skip
     if deterministic and len(dkv):
-        pairs, ends = pairs_by_key(indices, len(dkv))
+        pairs, starts = pairs_by_key(indices, len(dkv))
         launch: Any = _sum_pairs[(len(dkv),)]
-        launch(to, pairs, ends, dkv, D=d_v, R=width - d_v, ROWS=4)
+        launch(to, pairs, starts, dkv, D=d_v, R=width - d_v, ROWS=4)
 
 
 def used_slots(indices: Tensor, keys: int) -> Tensor:
@@ -288,20 +297,17 @@ def pairs_by_key(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
 
 def checked(q: Tensor, d_v: int) -> None:
     """Raise where the kernels cannot help."""
-    rope = q.shape[2] - d_v
-    fits = all(width >= 16 and width & (width - 1) == 0 for width in (d_v, rope)) and q.shape[1] <= MAX_HEADS
-    if not fits:
+    rope, heads = q.shape[2] - d_v, q.shape[1]
+    powers = all(width >= least and width & (width - 1) == 0 for width, least in ((d_v, 32), (rope, 16)))
+    if not powers or heads > MAX_HEADS:
         raise ValueError(
-            f"sparse_mla on a GPU takes at most {MAX_HEADS} heads, and d_v and q.shape[2] - d_v that are powers of two "
-            f"from 16 on, not {q.shape[1]} heads, {d_v} and {rope}; `loongforge.kernels.sparse_mla.reference` takes any"
+            f"sparse_mla on a GPU takes at most {MAX_HEADS} heads, d_v a power of two from 32 on and q.shape[2] - d_v "
+            f"one from 16 on, not {heads} heads, {d_v} and {rope}; `loongforge.kernels.sparse_mla.reference` takes any"
         )
 
 
 def _tiles(kernel: str, heads: int) -> Tiles:
-    """Cuts that fit into an H200 without spilling in a loop, by the ahead-of-time gate; not measured for speed yet."""
-    if kernel == "backward_kv":
+    """Cuts that fit into an H200 by the ahead-of-time gate of the tests; not measured for speed yet."""
+    if kernel == "products":
         return Tiles(rows=128, keys=64)  # rows are columns here: all heads are in one product
-    few = heads <= 32
-    if kernel == "forward":
-        return Tiles(rows=block(heads) if few else 64, keys=64)
-    return Tiles(rows=block(heads), keys=64) if few else Tiles(rows=64, keys=32, stages=1)
+    return Tiles(rows=block(heads), keys=64, swap=True) if heads <= 16 else Tiles(rows=64, keys=32)
