@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -194,3 +195,17 @@ def test_registration(name: str):
         "indexer_divergence": tuple(kl_inputs(rows).values())[:2],
     }[name]
     torch.library.opcheck(getattr(torch.ops.loongforge, name).default, arguments)
+
+
+def test_what_the_gpu_kernels_refuse():
+    pytest.importorskip("triton")
+    from loongforge.kernels.sparse_mla.triton import check
+
+    half, meta = torch.bfloat16, torch.device("meta")
+    check(torch.empty(3, 128, 576, dtype=half, device=meta), 512)
+    for heads, d_v, width in ((129, 512, 576), (16, 500, 564), (16, 512, 520)):
+        with pytest.raises(ValueError, match=rf"not {heads} heads, {d_v} and {width - d_v}; `loongforge.*` takes any"):
+            check(torch.empty(3, heads, width, dtype=half, device=meta), d_v)
+    wide = mock.Mock(device=torch.device("cuda"), dtype=torch.float32)
+    with pytest.raises(ValueError, match="sparse_mla on a GPU takes bfloat16 and float16, not float32"):
+        check(wide, 512)

@@ -125,6 +125,12 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_library_paths("quantize_128x128", "squares of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
     *_library_paths("hadamard_quant", "rotated rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
     *_library_paths("dequantize", "numbers of fp8 blocks with scales", "float8_e4m3fn", folder="fp8"),
+    KernelSpec(
+        op="dsa",
+        impl="composed",
+        target="loongforge.kernels.dsa:dsa",
+        summary="sparse attention with its indexer and loss: the other ops, by the fastest route",
+    ),
     *_torch_paths("adamw", "AdamW step"),
     *_torch_paths("grouped_linear", "a matrix for each group of rows"),
     KernelSpec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,7 +31,7 @@ class Tiles:
 
 
 @triton.jit
-def rows(base, row, inside, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def rows(base, row, inside, stride, FIRST, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Columns FIRST to FIRST + WIDTH of the rows `row` as `[rows, BLOCK]`; zeros outside. Addresses are int64."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None]
@@ -40,7 +41,7 @@ def rows(base, row, inside, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, BL
 
 
 @triton.jit
-def put(base, row, inside, stride, value, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def put(base, row, inside, stride, value, FIRST, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Store what `rows` loads, in the dtype of the memory."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None]
@@ -53,6 +54,15 @@ def put(base, row, inside, stride, value, FIRST: tl.constexpr, WIDTH: tl.constex
 def adjacent(x: Tensor) -> Tensor:
     """The tensor with its columns next to each other in memory, as the kernels read them; a copy if need be."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def require_half(op: str, x: Tensor) -> None:
+    """Raise for what the kernels would compute in too few digits, or could not hold, on a GPU."""
+    if x.device.type == "cuda" and x.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"{op} on a GPU takes bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}; "
+            f"`loongforge.kernels.{op}.reference` takes any"
+        )
 
 
 def block(width: int) -> int:

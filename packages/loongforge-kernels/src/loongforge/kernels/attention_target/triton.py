@@ -10,32 +10,30 @@ import triton.language as tl
 from torch import Tensor
 
 from loongforge.kernels.sparse_mla.triton import keys_of, scores_of
-from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, rows
+from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, require_half, rows
 
 
 @triton.jit
 def _target(
     q_ptr, kv_ptr, indices_ptr, lse_ptr, target_ptr, scale_log2, S, H, K, blocks, q_row, q_head, kv_row, indices_row,
-    D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, SWAP: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    BY_KEY: tl.constexpr = 0 if SWAP else 1
+    D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, KEY_AXIS: tl.constexpr,
+    ):  # fmt: skip
     t = (tl.program_id(0) // blocks).to(tl.int64)
     first = (tl.program_id(0) % blocks) * KEYS
     row, valid = keys_of(indices_ptr + t * indices_row, first, K, S, KEYS)
     latent = rows(kv_ptr, row, valid, kv_row, 0, D, D)
     rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
     total = tl.zeros([KEYS], tl.float32)
-    heads = tl.where(tl.max(valid.to(tl.int32), 0) > 0, H, 0)
-    for head in tl.range(0, heads, HEADS, num_stages=STAGES):
+    heads = H * tl.max(valid.to(tl.int32), 0)  # none to look at where no slot is a key
+    for head in range(0, heads, HEADS):
         h = head + tl.arange(0, HEADS)
         h_inside = h < H
         q = rows(q_ptr + t * q_row, h, h_inside, q_head, 0, D, D)
         q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
         lse = tl.load(lse_ptr + t * H + h, mask=h_inside, other=float("inf"))
         lse = tl.where(lse == float("-inf"), float("inf"), lse) / LN2
-        scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
-        total += tl.sum(tl.exp2(scores - tl.expand_dims(lse, BY_KEY)), 1 - BY_KEY)
+        scores = scores_of(q, q_rope, latent, rope, KEY_AXIS) * scale_log2
+        total += tl.sum(tl.exp2(scores - tl.expand_dims(lse, KEY_AXIS)), 1 - KEY_AXIS)
     slot = first + tl.arange(0, KEYS)
     tl.store(target_ptr + t * K + slot, tl.where(valid, total, 0.0), mask=slot < K)
 
@@ -44,6 +42,7 @@ def attention_target(
     q: Tensor, kv: Tensor, indices: Tensor, lse: Tensor, scale: float, tiles: Tiles | None = None
 ) -> Tensor:
     """Sums of probabilities `[T, K]`; see the package."""
+    require_half("attention_target", q)
     q, kv, indices, lse = adjacent(q), adjacent(kv), adjacent(indices), lse.contiguous()
     heads, width = q.shape[1:]
     target = q.new_empty(indices.shape, dtype=torch.float32)
@@ -55,7 +54,7 @@ def attention_target(
         launch(
             q, kv, indices, lse, target, scale * LOG2E, len(kv), heads, indices.shape[1], blocks, *q.stride()[:2],
             kv.stride(0), indices.stride(0), D=latent, R=width - latent, HEADS=tiles.rows, KEYS=tiles.keys,
-            SWAP=tiles.swap, STAGES=tiles.stages, num_warps=tiles.warps,
+            KEY_AXIS=0 if tiles.swap else 1, num_stages=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return target
 

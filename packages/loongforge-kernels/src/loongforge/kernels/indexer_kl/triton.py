@@ -25,7 +25,7 @@ def _forward(
     mass = tl.zeros([], tl.float32)
     total = tl.zeros([], tl.float32)
     gap = tl.zeros([], tl.float32)
-    for start in tl.range(0, K, BLOCK):
+    for start in range(0, K, BLOCK):
         k = start + tl.arange(0, BLOCK)
         x = tl.load(scores_ptr + t * scores_row + k, mask=k < K, other=float("-inf")).to(tl.float32)
         valid = x > float("-inf")

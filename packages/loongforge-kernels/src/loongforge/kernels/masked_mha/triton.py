@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, put, rows
+from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, put, require_half, rows
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _seen(bits_ptr, words, m, m_inside, ks, ke, n, S, HAS_BITS: tl.constexpr):
 
 
 @triton.jit
-def _bounds(ks_ptr, ke_ptr, m, m_inside):
+def _bounds(ks_ptr, ke_ptr, m, m_inside) -> Any:
     """Range of each query, empty as `[0, 0)`, and the range that holds them all."""
     ks = tl.load(ks_ptr + m, mask=m_inside, other=0)
     ke = tl.load(ke_ptr + m, mask=m_inside, other=0)
@@ -41,7 +41,7 @@ def _forward(
     q_ptr, k_ptr, v_ptr, bits_ptr, ks_ptr, ke_ptr, out_ptr, lse_ptr, scale_log2, T, S, H, words,
     q_row, q_head, k_row, k_head, v_row, v_head,
     A: tl.constexpr, B: tl.constexpr, B_BLOCK: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr, STAGES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0) * M + tl.arange(0, M)
     head = tl.program_id(1).to(tl.int64)
@@ -54,7 +54,7 @@ def _forward(
     top = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     out = tl.zeros([M, V_BLOCK], tl.float32)
-    for start in tl.range(low // N * N, high, N, num_stages=STAGES):
+    for start in range(low // N * N, high, N):
         n = start + tl.arange(0, N)
         n_inside = n < S
         scores = tl.dot(q, tl.trans(rows(k_base, n, n_inside, k_row, 0, A, A)))
@@ -96,7 +96,7 @@ def _backward_q(
     q_ptr, k_ptr, v_ptr, bits_ptr, ks_ptr, ke_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
     scale, scale_log2, T, S, H, words, q_row, q_head, k_row, k_head, v_row, v_head,
     A: tl.constexpr, B: tl.constexpr, B_BLOCK: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr, STAGES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0) * M + tl.arange(0, M)
     head = tl.program_id(1).to(tl.int64)
@@ -110,7 +110,7 @@ def _backward_q(
     dout = rows(dout_ptr + head * V, m, m_inside, H * V, 0, V, V_BLOCK)
     lse, delta = _row_sums(lse_ptr, delta_ptr, m, m_inside, head, H)
     ks, ke, low, high = _bounds(ks_ptr, ke_ptr, m, m_inside)
-    for start in tl.range(low // N * N, high, N, num_stages=STAGES):
+    for start in range(low // N * N, high, N):
         n = start + tl.arange(0, N)
         n_inside = n < S
         k = rows(k_base, n, n_inside, k_row, 0, A, A)
@@ -139,7 +139,7 @@ def _backward_kv(
     q_ptr, k_ptr, v_ptr, bits_ptr, ks_ptr, ke_ptr, first_ptr, last_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     scale, scale_log2, T, S, H, words, q_row, q_head, k_row, k_head, v_row, v_head,
     A: tl.constexpr, B: tl.constexpr, B_BLOCK: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr, STAGES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, HAS_BITS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     head = tl.program_id(1).to(tl.int64)
@@ -154,7 +154,7 @@ def _backward_kv(
     dv = tl.zeros([N, V_BLOCK], tl.float32)
     first = tl.load(first_ptr + tl.program_id(0))
     last = tl.load(last_ptr + tl.program_id(0))
-    for number in tl.range(first, last, num_stages=STAGES):
+    for number in range(first, last):
         m = number * M + tl.arange(0, M)
         m_inside = m < T
         q = rows(q_base, m, m_inside, q_row, 0, A, A)
@@ -188,6 +188,7 @@ def forward(
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and log-sum-exp; see the package."""
+    require_half("masked_mha", q)
     q, k, v = adjacent(q), adjacent(k), adjacent(v)
     tiles = tiles or _tiles("forward", q.shape[2], v.shape[2])
     out = q.new_empty(*q.shape[:2], v.shape[2])
@@ -256,6 +257,6 @@ def _constants(q: Tensor, v: Tensor, bits: Tensor | None, tiles: Tiles) -> dict[
     return {
         "A": most, "B": rest, "B_BLOCK": block(rest),
         "V": v_width, "V_BLOCK": block(v_width),
-        "M": tiles.rows, "N": tiles.keys, "HAS_BITS": bits is not None, "STAGES": tiles.stages,
+        "M": tiles.rows, "N": tiles.keys, "HAS_BITS": bits is not None, "num_stages": tiles.stages,
         "num_warps": tiles.warps,
     }  # fmt: skip

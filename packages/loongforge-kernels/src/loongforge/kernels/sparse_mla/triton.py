@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from loongforge.kernels.sparse_mla.reference import shared_terms
-from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, rows
+from loongforge.kernels.tiles import LN2, LOG2E, Tiles, adjacent, block, require_half, rows
 
 CHUNK_BYTES = 1 << 30
 """About the most memory for what the kernels of the backward hand to each other."""
@@ -35,9 +35,9 @@ def keys_of(indices, first, used, S, KEYS: tl.constexpr):
 
 
 @triton.jit
-def scores_of(q, q_rope, latent, rope, SWAP: tl.constexpr):
-    """Products of heads and keys, `[heads, keys]`, with `SWAP` transposed."""
-    if SWAP:
+def scores_of(q, q_rope, latent, rope, KEY_AXIS: tl.constexpr):
+    """Products of heads and keys, which stand along KEY_AXIS: `[heads, keys]` where that is 1."""
+    if KEY_AXIS == 0:
         scores = tl.dot(rope, tl.trans(q_rope), tl.dot(latent, tl.trans(q)))
     else:
         scores = tl.dot(q_rope, tl.trans(rope), tl.dot(q, tl.trans(latent)))
@@ -48,11 +48,10 @@ def scores_of(q, q_rope, latent, rope, SWAP: tl.constexpr):
 def _forward(
     q_ptr, kv_ptr, indices_ptr, used_ptr, sink_ptr, out_ptr, lse_ptr, scale_log2, S, H, blocks,
     q_row, q_head, kv_row, indices_row,
-    D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
-    SWAP: tl.constexpr, HAS_SINK: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, C: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    KEY_AXIS: tl.constexpr, HAS_SINK: tl.constexpr,
 ):  # fmt: skip
-    BY_KEY: tl.constexpr = 0 if SWAP else 1  # the axis of keys in a block of scores
-    C: tl.constexpr = D // 2  # two loads of half a row need fewer registers for addresses than one
+    """C is half of D: two loads of half a row need fewer registers for addresses than one."""
     t = (tl.program_id(0) // blocks).to(tl.int64)
     h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
     h_inside = h < H
@@ -61,29 +60,29 @@ def _forward(
     q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
-    out = tl.zeros([C, HEADS] if SWAP else [HEADS, C], tl.float32)
-    out_more = tl.zeros([C, HEADS] if SWAP else [HEADS, C], tl.float32)
+    out = tl.zeros([C, HEADS] if KEY_AXIS == 0 else [HEADS, C], tl.float32)
+    out_more = tl.zeros([C, HEADS] if KEY_AXIS == 0 else [HEADS, C], tl.float32)
     used = tl.load(used_ptr + t)
-    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+    for first in range(0, used, KEYS):
         row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
         latent = rows(kv_ptr, row, valid, kv_row, 0, C, C)
         latent_more = rows(kv_ptr, row, valid, kv_row, C, C, C)
         rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
-        scores = scores_of(q, q_rope, latent, rope, SWAP)
-        if SWAP:
+        scores = scores_of(q, q_rope, latent, rope, KEY_AXIS)
+        if KEY_AXIS == 0:
             scores = tl.dot(latent_more, tl.trans(q_more), scores)
         else:
             scores = tl.dot(q_more, tl.trans(latent_more), scores)
-        scores = tl.where(tl.expand_dims(valid, 1 - BY_KEY), scores * scale_log2, float("-inf"))
-        top_new = tl.maximum(top, tl.max(scores, BY_KEY))
+        scores = tl.where(tl.expand_dims(valid, 1 - KEY_AXIS), scores * scale_log2, float("-inf"))
+        top_new = tl.maximum(top, tl.max(scores, KEY_AXIS))
         shift = tl.where(top_new == float("-inf"), 0.0, top_new)
-        weights = tl.exp2(scores - tl.expand_dims(shift, BY_KEY))
+        weights = tl.exp2(scores - tl.expand_dims(shift, KEY_AXIS))
         shrink = tl.exp2(top - shift)
-        total = total * shrink + tl.sum(weights, BY_KEY)
+        total = total * shrink + tl.sum(weights, KEY_AXIS)
         weights = weights.to(latent.dtype)
-        out = out * tl.expand_dims(shrink, BY_KEY)
-        out_more = out_more * tl.expand_dims(shrink, BY_KEY)
-        if SWAP:
+        out = out * tl.expand_dims(shrink, KEY_AXIS)
+        out_more = out_more * tl.expand_dims(shrink, KEY_AXIS)
+        if KEY_AXIS == 0:
             out = tl.dot(tl.trans(latent), weights, out)
             out_more = tl.dot(tl.trans(latent_more), weights, out_more)
         else:
@@ -98,10 +97,10 @@ def _forward(
     if HAS_SINK:
         sink = tl.load(sink_ptr + h, mask=h_inside, other=0.0).to(tl.float32)
         share = share * tl.sigmoid(lse - sink)
-    share = tl.expand_dims(share, BY_KEY)
-    column = tl.expand_dims(tl.arange(0, C), 1 - BY_KEY)
-    at = out_ptr + tl.expand_dims(t * H + h, BY_KEY) * D + column
-    kept = tl.expand_dims(h_inside, BY_KEY) & (column < C)
+    share = tl.expand_dims(share, KEY_AXIS)
+    column = tl.expand_dims(tl.arange(0, C), 1 - KEY_AXIS)
+    at = out_ptr + tl.expand_dims(t * H + h, KEY_AXIS) * D + column
+    kept = tl.expand_dims(h_inside, KEY_AXIS) & (column < C)
     tl.store(at, (out * share).to(out_ptr.dtype.element_ty), mask=kept)
     tl.store(at + C, (out_more * share).to(out_ptr.dtype.element_ty), mask=kept)
 
@@ -111,10 +110,9 @@ def _backward_scores(
     q_ptr, kv_ptr, indices_ptr, used_ptr, dout_ptr, lse_ptr, delta_ptr, p_ptr, ds_ptr,
     scale, scale_log2, S, H, K, blocks, q_row, q_head, kv_row, indices_row,
     D: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
-    SWAP: tl.constexpr, STAGES: tl.constexpr,
+    KEY_AXIS: tl.constexpr,
 ):  # fmt: skip
     """Probabilities and gradients of the scores, `[H, K]` each, of one query and a block of heads."""
-    BY_KEY: tl.constexpr = 0 if SWAP else 1
     t = (tl.program_id(0) // blocks).to(tl.int64)
     h = (tl.program_id(0) % blocks) * HEADS + tl.arange(0, HEADS)
     h_inside = h < H
@@ -122,20 +120,20 @@ def _backward_scores(
     q_rope = rows(q_ptr + t * q_row, h, h_inside, q_head, D, R, R)
     dout = rows(dout_ptr + t * H * D, h, h_inside, D, 0, D, D)
     lse = tl.load(lse_ptr + t * H + h, mask=h_inside, other=float("inf"))
-    lse = tl.expand_dims(tl.where(lse == float("-inf"), float("inf"), lse) / LN2, BY_KEY)
-    delta = tl.expand_dims(tl.load(delta_ptr + t * H + h, mask=h_inside, other=0.0), BY_KEY)
+    lse = tl.expand_dims(tl.where(lse == float("-inf"), float("inf"), lse) / LN2, KEY_AXIS)
+    delta = tl.expand_dims(tl.load(delta_ptr + t * H + h, mask=h_inside, other=0.0), KEY_AXIS)
     used = tl.load(used_ptr + t)
-    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+    for first in range(0, used, KEYS):
         row, valid = keys_of(indices_ptr + t * indices_row, first, used, S, KEYS)
         latent = rows(kv_ptr, row, valid, kv_row, 0, D, D)
         rope = rows(kv_ptr, row, valid, kv_row, D, R, R)
-        scores = scores_of(q, q_rope, latent, rope, SWAP) * scale_log2
-        p = tl.where(tl.expand_dims(valid, 1 - BY_KEY), tl.exp2(scores - lse), 0.0)
-        dp = tl.dot(latent, tl.trans(dout)) if SWAP else tl.dot(dout, tl.trans(latent))
+        scores = scores_of(q, q_rope, latent, rope, KEY_AXIS) * scale_log2
+        p = tl.where(tl.expand_dims(valid, 1 - KEY_AXIS), tl.exp2(scores - lse), 0.0)
+        dp = tl.dot(latent, tl.trans(dout)) if KEY_AXIS == 0 else tl.dot(dout, tl.trans(latent))
         ds = p * (dp - delta) * scale
-        slot = tl.expand_dims(first + tl.arange(0, KEYS), 1 - BY_KEY)
-        at = tl.expand_dims((t * H + h) * K, BY_KEY) + slot
-        kept = tl.expand_dims(h_inside, BY_KEY) & (slot < used)
+        slot = tl.expand_dims(first + tl.arange(0, KEYS), 1 - KEY_AXIS)
+        at = tl.expand_dims((t * H + h) * K, KEY_AXIS) + slot
+        kept = tl.expand_dims(h_inside, KEY_AXIS) & (slot < used)
         tl.store(p_ptr + at, p.to(p_ptr.dtype.element_ty), mask=kept)
         tl.store(ds_ptr + at, ds.to(ds_ptr.dtype.element_ty), mask=kept)
 
@@ -145,7 +143,7 @@ def _backward_products(
     q_ptr, kv_ptr, dout_ptr, indices_ptr, used_ptr, p_ptr, ds_ptr, dq_ptr, to_ptr,
     S, H, K, q_row, q_head, kv_row, indices_row,
     D: tl.constexpr, R: tl.constexpr, FIRST: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, ATOMIC: tl.constexpr, STAGES: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS columns, from FIRST on, of one query's gradient and of what it contributes to each of its keys."""
     t = (tl.program_id(0) // BLOCKS).to(tl.int64)
@@ -158,7 +156,7 @@ def _backward_products(
         dout = rows(dout_ptr + t * H * D + first_column, h, h_inside, D, 0, COLUMNS, COLUMNS)
     dq = tl.zeros([HEADS, COLUMNS], tl.float32)
     used = tl.load(used_ptr + t)
-    for first in tl.range(0, used, KEYS, num_stages=STAGES):
+    for first in range(0, used, KEYS):
         slot = first + tl.arange(0, KEYS)
         at = (t * H + h)[:, None] * K + slot[None, :]
         kept = h_inside[:, None] & (slot < used)[None, :]
@@ -187,7 +185,7 @@ def _sum_pairs(
     last = tl.load(starts_ptr + s + 1)
     total = tl.zeros([D], tl.float32)
     total_rope = tl.zeros([R], tl.float32)
-    for start in tl.range(first, last, ROWS):
+    for start in range(first, last, ROWS):
         number = start + tl.arange(0, ROWS)
         inside = number < last
         pair = tl.load(pairs_ptr + number, mask=inside, other=0)
@@ -206,7 +204,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and log-sum-exp; see the package."""
     q, kv, indices = adjacent(q), adjacent(kv), adjacent(indices)
-    checked(q, d_v)
+    check(q, d_v)
     out = q.new_empty(*q.shape[:2], d_v)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     tiles = tiles or _tiles("forward", q.shape[1])
@@ -215,9 +213,9 @@ def forward(
         launch: Any = _forward[(len(q) * blocks,)]
         launch(
             q, kv, indices, used_slots(indices, len(kv)), attn_sink, out, lse, scale * LOG2E, len(kv), q.shape[1],
-            blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=d_v, R=q.shape[2] - d_v, HEADS=tiles.rows,
-            KEYS=tiles.keys, SWAP=tiles.swap, HAS_SINK=attn_sink is not None, STAGES=tiles.stages,
-            num_warps=tiles.warps,
+            blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=d_v, C=d_v // 2, R=q.shape[2] - d_v,
+            HEADS=tiles.rows, KEYS=tiles.keys, KEY_AXIS=0 if tiles.swap else 1, HAS_SINK=attn_sink is not None,
+            num_stages=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return out, lse
 
@@ -255,7 +253,8 @@ def _launch_scores(
     launch(
         q, kv, indices, used, dout, lse, delta, p, ds, scale, scale * LOG2E, len(kv), q.shape[1], indices.shape[1],
         blocks, *q.stride()[:2], kv.stride(0), indices.stride(0), D=dout.shape[2], R=q.shape[2] - dout.shape[2],
-        HEADS=tiles.rows, KEYS=tiles.keys, SWAP=tiles.swap, STAGES=tiles.stages, num_warps=tiles.warps,
+        HEADS=tiles.rows, KEYS=tiles.keys, KEY_AXIS=0 if tiles.swap else 1, num_stages=tiles.stages,
+        num_warps=tiles.warps,
     )  # fmt: skip
 
 
@@ -272,7 +271,7 @@ def _launch_products(
         launch(
             q, kv, dout, indices, used, p, ds, dq, to, len(kv), q.shape[1], slots, *q.stride()[:2], kv.stride(0),
             indices.stride(0), D=d_v, R=width - d_v, FIRST=first, COLUMNS=columns, BLOCKS=blocks,
-            HEADS=block(q.shape[1]), KEYS=tiles.keys, ATOMIC=not deterministic, STAGES=tiles.stages,
+            HEADS=block(q.shape[1]), KEYS=tiles.keys, ATOMIC=not deterministic, num_stages=tiles.stages,
             num_warps=tiles.warps,
         )  # fmt: skip
     if deterministic and len(dkv):
@@ -295,8 +294,9 @@ def pairs_by_key(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     return pairs, torch.searchsorted(key, torch.arange(keys + 1, dtype=key.dtype, device=key.device))
 
 
-def checked(q: Tensor, d_v: int) -> None:
+def check(q: Tensor, d_v: int) -> None:
     """Raise where the kernels cannot help."""
+    require_half("sparse_mla", q)
     rope, heads = q.shape[2] - d_v, q.shape[1]
     powers = all(width >= least and width & (width - 1) == 0 for width, least in ((d_v, 32), (rope, 16)))
     if not powers or heads > MAX_HEADS:
