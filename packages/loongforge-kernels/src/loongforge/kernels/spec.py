@@ -7,6 +7,9 @@ from dataclasses import dataclass
 API = (1, 0)
 """Version of this contract. Major: breaking. Minor: additions with defaults."""
 
+FLOATS = ("float32", "bfloat16", "float16")
+"""What most Triton kernels take."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSpec:
@@ -54,10 +57,29 @@ def _triton_path(op: str, summary: str) -> KernelSpec:
         impl="triton",
         target=f"loongforge.kernels.{op}.triton:{op}",
         devices=("cuda",),
-        dtypes=("float32", "bfloat16", "float16"),
+        dtypes=FLOATS,
         priority=20,
         requires=("triton>=3.2",),
         summary=f"{summary}: one kernel each way",
+    )
+
+
+def _library_paths(op: str, summary: str, *dtypes: str, folder: str = "") -> tuple[KernelSpec, KernelSpec]:
+    """Of an op defined through `loongforge.kernels.library`: in torch, and as the op itself on a GPU."""
+    module = f"loongforge.kernels.{folder or op}"
+    return (
+        KernelSpec(op=op, impl="reference", target=f"{module}.reference:{op}", summary=f"{summary}: the plain truth"),
+        KernelSpec(
+            op=op,
+            impl="triton",
+            target=f"{module}:{op}",
+            devices=("cuda",),
+            dtypes=dtypes,
+            capability="sm_80",
+            priority=20,
+            requires=("triton>=3.6",),
+            summary=summary,
+        ),
     )
 
 
@@ -82,6 +104,32 @@ KERNELS: tuple[KernelSpec, ...] = (
         devices=("cpu",),
         priority=10,
         summary="causal attention: matrix products of what each block may see, own backward",
+    ),
+    KernelSpec(
+        op="row_bounds",
+        impl="reference",
+        target="loongforge.kernels.row_bounds.reference:row_bounds",
+        dtypes=("int32", "int64"),
+        summary="keys each query may see: torch on every device",
+    ),
+    *_library_paths("indexer_logits", "index scores of all keys", *FLOATS, "float8_e4m3fn"),
+    *_library_paths("select_topk", "keys of the largest scores", "float32"),
+    *_library_paths("lightning_indexer", "keys of the largest index scores", *FLOATS),
+    *_library_paths("gather_scores", "index scores of chosen keys", *FLOATS),
+    *_library_paths("selection_bits", "a selection as a bit mask", "int32"),
+    *_library_paths("masked_mha", "attention under a bit mask of keys", "bfloat16", "float16"),
+    *_library_paths("sparse_mla", "latent attention over chosen rows", "bfloat16", "float16"),
+    *_library_paths("attention_target", "attention per chosen key, over all heads", "bfloat16", "float16"),
+    *_library_paths("indexer_kl", "divergence of an indexer from attention", "float32", "bfloat16", "float16"),
+    *_library_paths("quantize_1x128", "rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("quantize_128x128", "squares of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("hadamard_quant", "rotated rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("dequantize", "numbers of fp8 blocks with scales", "float8_e4m3fn", folder="fp8"),
+    KernelSpec(
+        op="dsa",
+        impl="composed",
+        target="loongforge.kernels.dsa:dsa",
+        summary="sparse attention with its indexer and loss: the other ops, by the fastest route",
     ),
     *_torch_paths("adamw", "AdamW step"),
     *_torch_paths("grouped_linear", "a matrix for each group of rows"),
