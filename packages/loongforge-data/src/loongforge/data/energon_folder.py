@@ -154,7 +154,7 @@ def _fields(file: Path) -> SampleFields | None:
             f"{file}: {code[0]} names Python code, which is not run: say field_map, or write the shards anew with "
             "loongforge data convert-to-webdataset."
         )
-    said = content.get("sample_type")
+    said = content.get("sample_type", content)  # a crude dataset names its class at the top
     kind = said.get("__class__") if isinstance(said, dict) else None
     if kind in _OWN:
         return None
