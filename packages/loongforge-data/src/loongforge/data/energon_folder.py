@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from loongforge.core.config import yaml_file
 from loongforge.core.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ def _shards(meta: Path, pattern: Any) -> list[str]:
     try:  # a range is written out before the first name comes
         wide = any(abs(int(last) - int(first)) > _MOST for first, last in ranges)
         found = [] if wide else list(islice(braceexpand(str(pattern)), _MOST + 1))
-    except UnbalancedBracesError as error:
+    except ValueError as error:  # unbalanced braces
         raise DataError(f"{meta / 'split.yaml'}: {pattern!r}: {error}.") from error
     if wide or len(found) > _MOST:
         raise DataError(f"{meta / 'split.yaml'}: {pattern!r} stands for more than {_MOST} shards.")
