@@ -40,17 +40,19 @@ def lines_of(folder: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in folder.glob("src/*/*.py"))
 
 
-def test_a_dense_model_conforms_and_is_short(tmp_path: Path, installed: Callable[[Path], None]) -> None:
-    folder = tmp_path / "acme-dense"
-    assert main(["new-model", "acme_dense", "--like", "qwen3", "--output", str(folder)]) == 0
-    assert lines_of(folder) <= 150
+@pytest.mark.parametrize(("name", "like"), [("acme_dense", "qwen3"), ("acme_sparse", "deepseek3")])
+def test_a_model_conforms_as_it_is(name: str, like: str, tmp_path: Path, installed: Callable[[Path], None]) -> None:
+    folder = tmp_path / "acme-new"
+    assert main(["new-model", name, "--like", like, "--output", str(folder)]) == 0
+    if like == "qwen3":
+        assert lines_of(folder) <= 150
     compile((folder / "tests/test_conforms.py").read_text(), "test_conforms.py", "exec")
     installed(folder)
-    assert plugins.pick("models", "acme_dense").state() == "ready"
-    assert plugins.pick("models", "acme_dense").missing() == []
-    report = check_family("acme_dense", directory=tmp_path / "kit")
+    assert plugins.pick("models", name).state() == "ready"
+    assert plugins.pick("models", name).missing() == []
+    report = check_family(name, directory=tmp_path / "kit")
     assert report.skipped == ()
-    assert report.owner.startswith("acme-dense 0.1.0")
+    assert report.owner.startswith(f"{name.replace('_', '-')} 0.1.0")
 
 
 def language_models() -> list[str]:

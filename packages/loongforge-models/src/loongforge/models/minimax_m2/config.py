@@ -129,8 +129,12 @@ class MiniMaxM2Config(Decoder):
         return values | ({"rotary_base": ROTARY_BASE} if rope.base is None else {}), problems
 
     def own_keys(self) -> dict[str, Any]:
-        """What every released file says besides; multi-token prediction has no weights in an export."""
+        """What every released file says besides, and which tokens there are none of.
+
+        Multi-token prediction has no weights in an export.
+        """
         return {
+            **{key: None for key in TOKENS if getattr(self, key) is None},
             "attn_type_list": [1] * self.num_layers,
             "head_dim": self.kv_channels,
             "qk_norm_type": "per_layer",

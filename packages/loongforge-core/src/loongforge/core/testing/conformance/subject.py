@@ -51,6 +51,31 @@ SHRUNK: Mapping[str, Any] = {
 Every dimension differs from every other. Fields that end in `_token_id` take their defaults, for their tokens are gone.
 """
 
+SHRUNK_PARTS: Mapping[str, Any] = {
+    "num_experts": 12,  # few enough that each gets a token in a step
+    "moe_router_topk": 4,
+    # transformers multiplies experts in groups, whose rows must be multiples of 16 bytes: 20 and not 22.
+    "moe_ffn_hidden_size": 20,
+    "moe_shared_expert_intermediate_size": 40,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "moe_aux_loss_coeff": 0.0,  # transformers leaves it out of the loss unless asked
+    "first_dense_layers": 1,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 12,
+    "qk_head_dim": 18,
+    "qk_pos_emb_head_dim": 6,
+    "v_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+"""The same for experts, latent attention and delta rules, of which a size may have none: set where it has a value."""
+
+DELTA_EPSILON = 1e-3
+"""`norm_epsilon` beside a delta rule: what a head reads is normalised however little it is, or rounding decides."""
+
 STEPS = 4
 """Steps of the resumed run; twice as many for learning."""
 
@@ -87,10 +112,8 @@ class Subject:
         names = {field.name for field in fields(smallest)}
         if unknown := sorted(set(tiny) - names):
             raise AssertionError(f"tiny: {type(smallest).__name__} has no field {unknown[0]!r}")
-        values = (
-            {name: value for name, value in SHRUNK.items() if name in names} | _default_tokens(smallest) | dict(tiny)
-        )
-        config = replace(smallest, **values)
+        config = replace(smallest, **_shrunk(smallest, names), **_default_tokens(smallest))
+        config = replace(config, **tiny)
         tied = sorted({one.geometry().tie_word_embeddings for one in sizes})
         if "tie_word_embeddings" in names and "tie_word_embeddings" not in tiny:
             configs = [replace(config, tie_word_embeddings=value) for value in tied]
@@ -131,6 +154,12 @@ class Subject:
             checkpoint=CheckpointConfig(**checkpoint),
             platform="cpu",
         )
+
+
+def _shrunk(smallest: Any, names: set[str]) -> dict[str, Any]:
+    values = {name: value for name, value in SHRUNK.items() if name in names}
+    values |= {name: value for name, value in SHRUNK_PARTS.items() if getattr(smallest, name, None)}
+    return values | ({"norm_epsilon": DELTA_EPSILON} if "linear_num_key_heads" in values else {})
 
 
 def _default_tokens(config: Any) -> dict[str, Any]:
