@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -55,11 +56,12 @@ def benchmark(
     refused: list[Refusal] = []
     for shape in dict.fromkeys(shapes):
         try:
-            measured.append(_measure(shape, engine, device, repeat))
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                measured.append(_measure(shape, engine, device, repeat))
             line = f"{measured[-1].speedup(micro_batches):.2f}x"
         except torch.AcceleratorError:
             raise  # the device is lost: what follows would be blamed for it
-        except (RuntimeError, ValueError, AttributeError) as problem:  # the last one: torch without scaled_mm
+        except (RuntimeError, ValueError) as problem:
             refused.append(Refusal(shape=shape, reason=" ".join(str(problem).split())[:300]))
             line = f"refused: {refused[-1].reason}"
         if say:
@@ -99,7 +101,7 @@ def _measure(shape: GemmShape, engine: Engine, device: torch.device, repeat: int
         raise ValueError(f"the result is wrong: {error:.2g} of its norm from BF16's, less than {_ERROR} is right.")
 
     def median(call: Callable[[int], object]) -> float:
-        return (_gpu if device.type == "cuda" else _cpu)(call, len(sets), repeat, device)
+        return (_gpu if device.type == "cuda" else _cpu)(call, len(sets), repeat)
 
     return Measurement(
         shape=shape,
@@ -138,7 +140,7 @@ def _cache(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 4096
 
 
-def _cpu(call: Callable[[int], object], sets: int, repeat: int, device: torch.device) -> float:
+def _cpu(call: Callable[[int], object], sets: int, repeat: int) -> float:
     call(0)
     times: list[float] = []
     for number in range(repeat):
@@ -148,24 +150,23 @@ def _cpu(call: Callable[[int], object], sets: int, repeat: int, device: torch.de
     return statistics.median(times) * 1e3
 
 
-def _gpu(call: Callable[[int], object], sets: int, repeat: int, device: torch.device) -> float:
+def _gpu(call: Callable[[int], object], sets: int, repeat: int) -> float:
     """Of one call, from replays of a graph of one call for each set: without the time of launches by Python."""
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # kernels compile and libraries choose before they are captured
-            for number in range(min(sets, 3)):
-                call(number)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for number in range(sets):
-                call(number)
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # kernels compile and libraries choose before they are captured
+        for number in range(min(sets, 3)):
+            call(number)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for number in range(sets):
+            call(number)
+    graph.replay()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)]
+    for began, ended in events:
+        began.record()
         graph.replay()
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)]
-        for began, ended in events:
-            began.record()
-            graph.replay()
-            ended.record()
-        torch.cuda.synchronize()
-        return statistics.median(began.elapsed_time(ended) for began, ended in events) / sets
+        ended.record()
+    torch.cuda.synchronize()
+    return statistics.median(began.elapsed_time(ended) for began, ended in events) / sets

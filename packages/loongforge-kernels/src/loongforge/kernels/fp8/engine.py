@@ -92,6 +92,8 @@ def _emulated(left: Operand, right: Operand, recipe: Recipe) -> Tensor:
 
 def _scaled(left: Operand, right: Operand, recipe: Recipe) -> Tensor:
     """`torch.nn.functional.scaled_mm`, which takes scales of blocks in the layouts of cuBLAS."""
+    if not hasattr(F, "scaled_mm"):
+        raise RuntimeError(f"torch {torch.__version__} has no scaled_mm, torch 2.10 or later is needed.")
     kinds = F.ScalingType
     if recipe == "blockwise":
         square = right.block == (128, 128)
