@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from loongforge.kernels.fp8 import Engine, GemmShape, Operand, Policy, benchmark
 from loongforge.kernels.fp8.bench import _bf16, _inputs  # its own products, which are compared with plain ones
@@ -16,7 +18,7 @@ OPS, RECIPES = ("fprop", "dgrad", "wgrad"), ("tensorwise", "rowwise", "blockwise
 CPU = torch.device("cpu")
 
 
-def shapes(groups: tuple[int, ...] = (1, 3), sizes: tuple[int, int, int] = (48, 144, 160)) -> list[GemmShape]:
+def shapes(groups: tuple[int, ...] = (1, 3), sizes: tuple[int, int, int] = (68, 144, 160)) -> list[GemmShape]:
     m, n, k = sizes
     return [
         GemmShape(op=op, m=m, n=n, k=k, groups=count, recipe=recipe)
@@ -34,6 +36,13 @@ def plain(shape: GemmShape, left: torch.Tensor, right: torch.Tensor) -> torch.Te
     return torch.cat([left[rows] @ w for rows, w in zip(parts, weights, strict=True)])
 
 
+def test_rows_are_dealt_to_groups_by_sixteens():
+    shape = GemmShape(op="wgrad", m=68, n=8, k=8, groups=3, recipe="rowwise")
+    assert boundaries(shape) == [0, 16, 32, 68]
+    assert boundaries(dataclasses.replace(shape, m=160)) == [0, 48, 96, 160]
+    assert boundaries(dataclasses.replace(shape, m=7)) == [0, 2, 4, 7]
+
+
 @pytest.mark.parametrize("shape", shapes(), ids=lambda shape: shape.line())
 def test_both_products_are_those_of_the_op(shape):
     left, right = _inputs(shape, CPU, 0)
@@ -48,6 +57,34 @@ def test_both_products_are_those_of_the_op(shape):
     if shape.recipe != "blockwise":  # torch has no product of blocks on a CPU
         exact = torch.cat(TORCH.step(shape, left, weights))
         assert error_ratio(exact, fp8) < 5e-3  # other orders of sums, then bf16
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_scales_of_blocks_lie_as_cublas_reads_them(op, monkeypatch):
+    """torch has no such product on a CPU, so what it would get is held against the checks in its ScaledBlas.cpp."""
+    shape = GemmShape(op=op, m=256, n=384, k=640, recipe="blockwise")
+
+    def scaled_mm(a, b, scale_a, kind_a, scale_b, kind_b, output_dtype):
+        contracted = -(-a.shape[1] // 128)
+        assert a.is_contiguous()
+        assert b.T.is_contiguous()
+        assert (tuple(scale_a.shape), scale_a.stride()) == ((len(a), contracted), (1, len(a)))
+        if kind_b == F.ScalingType.BlockWise128x128:
+            padded, width = -(-contracted // 4) * 4, b.shape[1] // 128
+            assert (tuple(scale_b.shape), scale_b.stride()) == ((padded, width), (1, padded))
+            right = Operand(b.T, scale_b.T[:, :contracted].contiguous(), (128, 128))
+        else:
+            assert (tuple(scale_b.shape), scale_b.stride()) == ((b.shape[1], contracted), (1, b.shape[1]))
+            right = Operand(b.T, scale_b, (1, 128))
+        assert kind_a == F.ScalingType.BlockWise1x128
+        assert (kind_b == F.ScalingType.BlockWise128x128) == (op != "wgrad")
+        return EMULATED.product(Operand(a, scale_a, (1, 128)), right, "blockwise").to(output_dtype)
+
+    left, right = _inputs(shape, CPU, 0)
+    weights = right if op == "wgrad" else TORCH.weights(shape, right)
+    want = EMULATED.step(shape, left, weights)
+    monkeypatch.setattr(F, "scaled_mm", scaled_mm)
+    assert torch.equal(TORCH.step(shape, left, weights)[0], want[0])
 
 
 def test_an_emulated_report_decides_nothing():

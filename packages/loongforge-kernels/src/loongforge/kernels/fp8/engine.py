@@ -82,8 +82,10 @@ class Engine:
 
 
 def boundaries(shape: GemmShape) -> list[int]:
-    """First row of each group, and M: groups differ by one row at most."""
-    return [shape.m * group // shape.groups for group in range(shape.groups + 1)]
+    """First row of each group, and M: sixteens of rows, the least that FP8 products contract, are dealt evenly, and the
+    last group has what is over; where there are too few for that, single rows are dealt."""
+    unit = 16 if shape.m >= 16 * shape.groups else 1
+    return [*(shape.m // unit * group // shape.groups * unit for group in range(shape.groups)), shape.m]
 
 
 def _emulated(left: Operand, right: Operand, recipe: Recipe) -> Tensor:

@@ -66,8 +66,7 @@ class Curve:
         if len(values) == 1:
             return values[0]
         share = math.log(m / found[0].m) / math.log(found[1].m / found[0].m)
-        between = values[0] * (values[1] / values[0]) ** share
-        return min(max(between, min(values)), max(values))  # no rounding crosses a margin that both ends keep
+        return values[0] * (values[1] / values[0]) ** share  # between equal ends their very value: a tie stays one
 
     def wins(self, margin: float) -> tuple[Interval, ...]:
         """Where the speed-up is at least margin, exactly as `speedup` says for every M."""
