@@ -136,7 +136,9 @@ def test_inputs_take_turns():
     assert timed == timed[:4] * 2
 
 
-def test_other_devices_are_refused():
+def test_other_devices_and_counts_are_refused():
+    with pytest.raises(ValueError, match="micro_batches is 0 and repeat 20, 1 or more are needed"):
+        benchmark([], device="cpu", micro_batches=0)
     with pytest.raises(ValueError, match="device is meta, cpu or cuda is needed"):
         benchmark([], device="meta")
 

@@ -43,11 +43,13 @@ def benchmark(
     with a reason, as is a shape that torch or the device cannot multiply. On a CPU the report is `emulated`, whatever
     the engine. `say` hears a line for each shape.
 
-    Raises ValueError for a device other than a CPU or a GPU with FP8 (compute capability 8.9).
+    Raises ValueError for a device other than a CPU or a GPU with FP8 (compute capability 8.9), and for counts below 1.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"benchmark: device is {device}, cpu or cuda is needed.")
+    if micro_batches < 1 or repeat < 1:
+        raise ValueError(f"benchmark: micro_batches is {micro_batches} and repeat {repeat}, 1 or more are needed.")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise ValueError(f"benchmark: {name} has no FP8; a GPU of compute capability 8.9 or higher, or cpu, is needed.")
