@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loongforge.kernels.fp8 import dequantize, hadamard_quant, quantize_1x128, quantize_128x128
+from loongforge.kernels.fp8 import (
+    dequantize,
+    hadamard_quant,
+    quantize_1x128,
+    quantize_128x128,
+    quantize_rowwise,
+    quantize_tensorwise,
+)
 from loongforge.kernels.fp8.reference import hadamard
 from loongforge.kernels.testing import error_ratio
 
@@ -39,6 +46,24 @@ def test_a_transpose_is_quantised_along_its_own_rows():
     x = numbers(150, 300)
     for have, want in zip(quantize_1x128(x, transpose=True), quantize_1x128(x.T.contiguous()), strict=True):
         assert torch.equal(have.float(), want.float())
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "columns"])
+def test_whole_rows_and_all_of_a_matrix(transpose):
+    x = numbers(150, 300)
+    wide = x.T if transpose else x
+    for quantize, largest in ((quantize_rowwise, wide.abs().amax(1, True)), (quantize_tensorwise, x.abs().amax())):
+        q, scale = quantize(x, transpose=transpose)
+        assert torch.equal(scale, (largest / 448).view(scale.shape))
+        assert q.is_contiguous()
+        allowed = (wide.abs() * HALF_STEP).maximum(scale * 2**-10)
+        block = (wide.shape[0] // scale.shape[0], wide.shape[1])
+        assert ((dequantize(q, scale, block) - wide).abs() <= allowed * (1 + 1e-6)).all()
+
+
+def test_what_has_no_rows_has_no_scales():
+    assert [tuple(x.shape) for x in quantize_rowwise(torch.ones(0, 5))] == [(0, 5), (0, 1)]
+    assert [tuple(x.shape) for x in quantize_tensorwise(torch.ones(0, 5))] == [(0, 5), (0, 1)]
 
 
 def test_what_is_all_zeros_stays_zero():

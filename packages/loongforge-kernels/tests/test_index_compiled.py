@@ -96,3 +96,9 @@ def test_quantisation(columns, tmp_path, monkeypatch):
     else:
         found = built(lambda: fp8.quantize(x, 1, 128, 1e-12, True, True), tmp_path, monkeypatch)
         aot.gate(found, wgmma=False, ptx=(r"ld\.global\.v4", r"st\.global\.v[24]"))
+
+
+@pytest.mark.parametrize("rows", [1, QUERIES], ids=["rows", "a matrix"])
+def test_quantisation_of_known_blocks(rows, tmp_path, monkeypatch):
+    found = built(lambda: fp8.quantize(meta(QUERIES, 2048), rows, 2048, 1e-12, False, False), tmp_path, monkeypatch)
+    aot.gate(found, wgmma=False, ptx=(r"ld\.global\.v4", r"st\.global\.v[24]"))

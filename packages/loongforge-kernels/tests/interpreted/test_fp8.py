@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loongforge.kernels.fp8 import dequantize, hadamard_quant, quantize_1x128, quantize_128x128, reference
+from loongforge.kernels.fp8 import (
+    dequantize,
+    hadamard_quant,
+    quantize_1x128,
+    quantize_128x128,
+    quantize_rowwise,
+    quantize_tensorwise,
+    reference,
+)
 from loongforge.kernels.fp8 import triton as kernels
 from loongforge.kernels.library import NAMESPACE
 from loongforge.kernels.testing import poison
@@ -52,6 +60,17 @@ def test_squares_of_128(shape):
     assert_same(found, reference.quantize(w, (128, 128), 1e-12, False, False))
 
 
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("op", ["quantize_rowwise", "quantize_tensorwise"])
+def test_whole_rows_and_all_of_a_matrix(op, transpose):
+    x = numbers(70, 300)
+    with poison():
+        found = {"quantize_rowwise": quantize_rowwise, "quantize_tensorwise": quantize_tensorwise}[op](
+            x, pow2_scale=transpose, transpose=transpose
+        )
+    assert_same(found, getattr(reference, op)(x, pow2_scale=transpose, transpose=transpose))
+
+
 @pytest.mark.parametrize("rotate", [False, True], ids=["as it is", "rotated"])
 def test_hadamard(rotate):
     x = numbers(70, 128).view(7, 10, 128)
@@ -63,7 +82,7 @@ def test_hadamard(rotate):
     assert (q.float() != want_q.float()).double().mean() <= (1e-3 if rotate else 0.0)
 
 
-@pytest.mark.parametrize("block", [(1, 128), (128, 128)], ids=str)
+@pytest.mark.parametrize("block", [(1, 128), (128, 128), (1, 300), (140, 300)], ids=str)
 def test_dequantized(block):
     x = numbers(140, 300)
     q, scale = reference.quantize(x, block, 1e-12, False, False)

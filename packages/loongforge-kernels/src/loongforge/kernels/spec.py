@@ -123,6 +123,8 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_library_paths("indexer_kl", "divergence of an indexer from attention", "float32", "bfloat16", "float16"),
     *_library_paths("quantize_1x128", "rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
     *_library_paths("quantize_128x128", "squares of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("quantize_rowwise", "rows as fp8 with a scale", *FLOATS, folder="fp8"),
+    *_library_paths("quantize_tensorwise", "a matrix as fp8 with one scale", *FLOATS, folder="fp8"),
     *_library_paths("hadamard_quant", "rotated rows of 128 numbers as fp8 with a scale", *FLOATS, folder="fp8"),
     *_library_paths("dequantize", "numbers of fp8 blocks with scales", "float8_e4m3fn", folder="fp8"),
     KernelSpec(

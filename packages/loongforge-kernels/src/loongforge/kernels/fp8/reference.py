@@ -42,6 +42,21 @@ def quantize_128x128(w: Tensor, *, eps: float = 1e-12, pow2_scale: bool = False)
     return quantize(w, (128, 128), eps, pow2_scale, False)
 
 
+def quantize_rowwise(
+    x: Tensor, *, eps: float = 1e-12, pow2_scale: bool = False, transpose: bool = False
+) -> tuple[Tensor, Tensor]:
+    """q `[M, N]` and scale `[M, 1]` from x `[M, N]`, or those of its transpose; see the package."""
+    return quantize(x, (1, max(1, x.shape[0 if transpose else 1])), eps, pow2_scale, transpose)
+
+
+def quantize_tensorwise(
+    x: Tensor, *, eps: float = 1e-12, pow2_scale: bool = False, transpose: bool = False
+) -> tuple[Tensor, Tensor]:
+    """q `[M, N]` and scale `[1, 1]` from x `[M, N]`, or those of its transpose; see the package."""
+    rows, columns = reversed(x.shape) if transpose else x.shape
+    return quantize(x, (max(1, rows), max(1, columns)), eps, pow2_scale, transpose)
+
+
 def hadamard_quant(
     x: Tensor, *, rotate: bool = True, eps: float = 1e-12, pow2_scale: bool = False
 ) -> tuple[Tensor, Tensor]:

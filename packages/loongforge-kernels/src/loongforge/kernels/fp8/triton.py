@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,6 +51,23 @@ def _blocks(
 
 
 @triton.jit
+def _cast(
+    x_ptr, largest_ptr, q_ptr, scale_ptr, M, N, m_stride, n_stride, eps,
+    ROWS: tl.constexpr, WHOLE: tl.constexpr, POW2: tl.constexpr,
+):  # fmt: skip
+    """With the largest magnitude of each row, or of all of x, known."""
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1).to(tl.int64) * 128 + tl.arange(0, 128)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    x = tl.load(x_ptr + m[:, None] * m_stride + n[None, :] * n_stride, mask=inside, other=0.0).to(tl.float32)
+    row = m * 0 if WHOLE else m
+    scales = _scale(tl.load(largest_ptr + row, mask=m < M, other=0.0).to(tl.float32), eps, POW2)  # [ROWS]
+    if tl.program_id(1) == 0:  # where one scale is for all of x, every row has the same
+        tl.store(scale_ptr + row, scales, mask=m < M)
+    tl.store(q_ptr + m[:, None] * N + n[None, :], _round(x, scales[:, None]), mask=inside)
+
+
+@triton.jit
 def _hadamard(
     x_ptr, q_ptr, scale_ptr, M, eps, ROWS: tl.constexpr, ROTATE: tl.constexpr, POW2: tl.constexpr
 ):  # fmt: skip
@@ -84,10 +102,11 @@ def _widen(q_ptr, scale_ptr, x_ptr, M, N, scales, R: tl.constexpr, C: tl.constex
 def quantize(
     x: Tensor, rows: int, columns: int, eps: float, pow2_scale: bool, transpose: bool
 ) -> tuple[Tensor, Tensor]:
-    """q and scale of x `[M, N]`, or of its transpose, for blocks of 1 or 128 rows and 128 columns."""
-    assert (rows, columns) in ((1, 128), (128, 128)), f"quantize: blocks of {rows} x {columns}"
+    """q and scale of x `[M, N]`, or of its transpose, for blocks of 1 by 128, 128 by 128, a row or all of x."""
     x = x.T if transpose else x
     m, n = x.shape
+    if (rows, columns) not in ((1, 128), (128, 128)):
+        return _known(x, rows, columns, eps, pow2_scale)
     q = torch.empty(m, n, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(triton.cdiv(m, rows), triton.cdiv(n, 128), dtype=torch.float32, device=x.device)
     if x.numel():
@@ -96,6 +115,22 @@ def quantize(
         launch(
             x, q, scale, m, n, x.stride(0), x.stride(1), eps,
             ROWS=each, SQUARE=rows == 128, POW2=pow2_scale, num_warps=8 if rows == 128 else 4,
+        )  # fmt: skip
+    return q, scale
+
+
+def _known(x: Tensor, rows: int, columns: int, eps: float, pow2_scale: bool) -> tuple[Tensor, Tensor]:
+    """Blocks of any width need their largest number before the first is written: x is read twice."""
+    m, n = x.shape
+    assert (rows, columns) in ((1, max(1, n)), (m, max(1, n))), f"quantize: blocks of {rows} x {columns}"
+    q = torch.empty(m, n, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(m if rows == 1 else 1, 1, dtype=torch.float32, device=x.device)
+    if x.numel():
+        largest = torch.linalg.vector_norm(x, math.inf, dim=1 if rows == 1 else None)
+        launch: Any = _cast[(triton.cdiv(m, ROWS), triton.cdiv(n, 128))]
+        launch(
+            x, largest, q, scale, m, n, x.stride(0), x.stride(1), eps,
+            ROWS=ROWS, WHOLE=rows != 1, POW2=pow2_scale, num_warps=4,
         )  # fmt: skip
     return q, scale
 
