@@ -62,7 +62,7 @@ def language_models() -> list[str]:
 
 @pytest.mark.parametrize("like", [name for name in language_models() if name != "qwen3"])
 def test_others_are_whole_too(like: str, tmp_path: Path, installed: Callable[[Path], None]) -> None:
-    folder, name = tmp_path / "acme-other", f"acme_{like}"  # one module name each, for a process imports once
+    folder, name = tmp_path / "acme-other", f"acme_as_{like}"  # no other test imports such a module
     main(["new-model", name, "--like", like, "--output", str(folder)])
     if like in ("llama", "qwen2"):
         assert lines_of(folder) <= 150
