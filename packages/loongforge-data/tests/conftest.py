@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from loongforge.core.config.run import DataConfig
 from loongforge.core.data.contract import Clip, Placed, PlacedItem, SourceRequest, VisualItem
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `seeing_rows`
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}

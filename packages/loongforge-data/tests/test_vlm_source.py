@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from seeing_rows import asks, batches, pack, rows_of
 
-from loongforge.core.data.loader import Loader, LoaderShape
-from loongforge.core.errors import DataError
-from loongforge.data.shards import write_shards
 from loongforge.data.tokenizer import HFTokenizer
-from loongforge.data.vlm import VisualSource, open_vlm
+from loongforge.data.vlm import open_vlm
 
 SEQ = 128
 
@@ -24,26 +20,6 @@ SEQ = 128
 @pytest.fixture
 def tokenizer(seeing_tokenizer_dir) -> HFTokenizer:
     return HFTokenizer(seeing_tokenizer_dir)
-
-
-def asks(*names: str, question: str = "what", answer: str = "a forge") -> dict[str, Any]:
-    """A row whose question shows images."""
-    said = "<image>" * len(names) + question
-    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "images": list(names)}
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    """Rows of no, one and two images and a second turn."""
-    rows = []
-    for number in range(count):
-        names = [f"{(number + k) % 6}.png" for k in range(number % 3)]
-        row = asks(*names, question=f"q{number}", answer=" ".join(["forge"] * (1 + number % 4)))
-        if number % 4 == 3:
-            row["messages"] += [{"role": "user", "content": "and <image>?"}, {"role": "assistant", "content": "too"}]
-            row["images"] += ["photo.jpg"]
-        rows.append(row)
-    return rows
 
 
 def same(one: Any, other: Any) -> None:
@@ -148,16 +124,6 @@ def shard_forms(folder: Path) -> dict[str, tuple[Any, dict[str, str]]]:
     }  # fmt: skip
 
 
-def pack(folder: Path, samples: dict[str, tuple[Any, dict[str, str]]], into: str = "shards") -> Path:
-    def members():
-        for key, (content, files) in samples.items():
-            media = {extension: (folder / name).read_bytes() for extension, name in files.items()}
-            yield key, {"json": json.dumps(content).encode(), **media}
-
-    write_shards(members(), folder / into, maxcount=2)
-    return folder / into
-
-
 def test_all_layouts_of_shards_are_one(pictures: Path, write_rows, request_for) -> None:
     ways = shard_forms(pictures)
     expected = open_vlm(request_for(write_rows(pictures / "rows.jsonl", [asks("1.png")]), num_samples=1))[0]
@@ -238,14 +204,6 @@ def test_packed_conversations_keep_to_themselves(
     assert sorted(found) == list(range(24))
 
 
-def batches(source: VisualSource, workers: int, start: int = 0) -> list[dict[str, Any]]:
-    shape = LoaderShape(
-        micro_batch_size=2, num_microbatches=1, num_workers=workers, start_sample=start, position_rank=3, visual=True
-    )
-    with Loader(source, shape) as loader:
-        return [{name: np.asarray(values) for name, values in batch.items()} for batch in loader]
-
-
 @pytest.mark.parametrize("packing", [False, True])
 def test_order_does_not_depend_on_workers_restarts_or_process(
     packing: bool, pictures: Path, write_rows, request_for
@@ -283,72 +241,6 @@ def test_sizes_are_enough_where_nothing_is_encoded(pictures: Path, write_rows, r
     for number in range(6):
         seeing[number].pop("pixels", None)
         same(blind[number], seeing[number])
-
-
-def test_a_corrupt_or_changed_image_is_named(pictures: Path, write_rows, request_for) -> None:
-    whole = (pictures / "5.png").read_bytes()
-    (pictures / "5.png").write_bytes(whole[: len(whole) // 2])
-    folder = pack(pictures, {"bad": (asks("5.png"), {"5.png": "5.png"})})
-    source = open_vlm(request_for(folder, num_samples=1))
-    with pytest.raises(DataError, match=r"image bad\.5\.png in .*shard-000000\.tar: not a readable image"):
-        source[0]
-    with pytest.raises(
-        DataError, match=r"sample 0 cannot be read: .*:key 'bad': image bad\.5\.png .*--max-bad-samples N"
-    ):
-        batches(open_vlm(request_for(folder, num_samples=2)), 0)
-    source = open_vlm(request_for(write_rows(pictures / "rows.jsonl", [asks("4.png")]), num_samples=1))
-    (pictures / "4.png").write_bytes((pictures / "0.png").read_bytes())
-    with pytest.raises(DataError, match=r"image .*4\.png has another size than when it was tokenised"):
-        source[0]
-    (pictures / "clip.mp4").write_bytes((pictures / "clip.mp4").read_bytes()[:600])
-    row = {**asks(), "videos": ["clip.mp4"]}
-    row["messages"][0]["content"] = "<video>"
-    with pytest.raises(DataError, match=r"video .*clip\.mp4: not a readable video"):
-        open_vlm(request_for(write_rows(pictures / "video.jsonl", [row]), num_samples=1))
-
-
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "fewer images": ({**asks("0.png", "1.png"), "images": ["0.png"]}, r"2 places for images .* 1 in the list 'images'"),
-    "more images": ({**asks("0.png"), "images": ["0.png", "1.png"]}, r"1 places for images .* 2 in the list 'images'"),
-    "no video": ({**asks(question="<video>?")}, "1 places for videos"),
-    "outside": (asks("../secret.png"), r"image '\.\./secret\.png' leads out of the data's folder"),
-    "hidden": (asks("a/../../secret.png"), "leads out of the data's folder"),
-    "address": (asks("https://a.b/c.png"), "only files are read"),
-    "absent": (asks("none.png"), r"image .*none\.png: there is no such file"),
-    "no image": (asks("rows.jsonl"), r"image .*rows\.jsonl: not a readable image"),
-    "mark": (asks(question="<pad>"), "holds '<pad>', which marks where images stand"),
-    "part": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio' is not known"),
-    "speaker": ({"messages": [{"from": "cat", "value": ""}]}, "message 0 is from 'cat'"),
-    "list": ({**asks("0.png"), "images": [3]}, "must be a path or a list of paths"),
-    "long": (asks("0.png", question="forge " * 200), r"tokens, --seq-length 128 holds 129"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_rows_are_named_by_line(name: str, pictures: Path, write_rows, request_for) -> None:
-    row, reason = BAD[name]
-    (pictures.parent / "secret.png").write_bytes((pictures / "0.png").read_bytes())
-    file = write_rows(pictures / "rows.jsonl", [asks("1.png"), row])
-    with pytest.raises(DataError, match=rf"rows\.jsonl:2: .*{reason}"):
-        open_vlm(request_for(file))
-    assert not [entry for entry in (pictures.parent / "cache").iterdir() if "lock" not in entry.name]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ({"texts": [], "name": ["../../secret.png"]}, r"field 'messages' must be a list"),
-        ({**asks("x"), "images": ["../../secret.png"]}, r"image '\.\./\.\./secret\.png' is not among the members"),
-        ({**asks("x"), "images": ["/etc/hostname"]}, "is not among the members json, png"),
-        ({"media_files": []}, "packed already"),
-        ("text", "its json holds str"),
-    ],
-)
-def test_bad_samples_are_named_by_shard_and_key(content: Any, reason: str, pictures: Path, request_for) -> None:
-    (pictures.parent / "secret.png").write_bytes((pictures / "0.png").read_bytes())
-    folder = pack(pictures, {"good": (asks("png"), {"png": "0.png"}), "bad": (content, {"png": "0.png"})})
-    with pytest.raises(DataError, match=rf"shard-000000\.tar:key 'bad': .*{reason}"):
-        open_vlm(request_for(folder))
 
 
 def test_long_conversations_keep_whole_images(pictures: Path, write_rows, request_for, tokenizer) -> None:
@@ -456,28 +348,3 @@ def test_the_processor_is_part_of_the_cache_and_a_photo_stands_upright(
         grids.append(source[0]["grid"].tolist())
     assert [len(grid) for grid in grids] == [4, 3]
     assert grids[0][0] == [1, 6, 8]  # 32 high and 24 wide, turned
-
-
-@pytest.mark.parametrize(("package", "name"), [("PIL", "0.png"), ("av", "clip.mp4")])
-def test_absent_libraries_say_how_to_install(
-    package: str, name: str, pictures: Path, write_rows, request_for, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = asks(name) if package == "PIL" else {**asks(question="<video>"), "videos": [name]}
-    file = write_rows(pictures / "rows.jsonl", [row])
-    real = builtins.__import__
-
-    def absent(wanted: str, *rest: Any) -> Any:
-        if wanted.partition(".")[0] == package:
-            raise ImportError(wanted)
-        return real(wanted, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(DataError, match=r"pip install 'loongforge-data\[vision\]'"):
-        open_vlm(request_for(file))
-
-
-def test_a_model_without_an_encoder_is_refused(pictures: Path, write_rows, request_for) -> None:
-    with pytest.raises(DataError, match="this model has none"):
-        open_vlm(request_for(write_rows(pictures / "rows.jsonl", [asks("0.png")]), visual=None))
-    with pytest.raises(DataError, match=r"read from \.jsonl, .* files, \.tar shards"):
-        open_vlm(request_for(pictures / "0.png"))

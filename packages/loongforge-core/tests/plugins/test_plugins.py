@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loongforge.core import plugins
+from loongforge.core import plugin_specs, plugins
 from loongforge.core.errors import PluginError
 from loongforge.core.plugins import Lazy
 
@@ -30,7 +30,7 @@ def test_a_registered_family_loads_and_names_its_owner(acme) -> None:
 
 def test_reading_the_registrations_imports_nothing(acme, monkeypatch: pytest.MonkeyPatch) -> None:
     acme("acme-models", "acme_a")
-    monkeypatch.setattr(plugins, "import_module", None)
+    monkeypatch.setattr(plugin_specs, "import_module", None)
     monkeypatch.setattr("importlib.metadata.import_module", None)
     assert "acme" in plugins.registered("models")
 

@@ -104,5 +104,10 @@ class _Recorder:
             known = slowest.get(row["replica"])
             if known is None or row["seconds"] > known["seconds"]:
                 slowest[row["replica"]] = row
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(slowest[one]) + "\n" for one in sorted(slowest))
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(slowest[one]) + "\n" for one in sorted(slowest))
+        except OSError as error:
+            raise DataError(
+                f"data.balance_times: cannot write {self._path}: {error.strerror or error}. Make room, or leave it out."
+            ) from error

@@ -25,6 +25,11 @@ class Fit:
     r2: float
     """Share of the variance of the times that is explained; 1 is all of it."""
 
+    @property
+    def explains(self) -> bool:
+        """Whether that is enough to deal by."""
+        return self.r2 >= LEAST_R2 and bool(self.rates.any())
+
 
 def fit(work: ArrayLike, seconds: ArrayLike) -> Fit:
     """Least squares without negative rates, with a constant.
@@ -102,7 +107,7 @@ def fitted(base: CostModel, work: ArrayLike, seconds: ArrayLike) -> CostModel:
     found = fit(work, seconds)
     if found.rates.shape != (3,):
         raise ItemError(f"work has {len(found.rates)} columns: give tokens, squared lengths and the encoder's cost.")
-    if found.r2 < LEAST_R2 or not found.rates.any():
+    if not found.explains:
         logging.getLogger(__name__).warning(
             "costs are not fitted: %.2f of the variance of the times is explained, %.1f is needed. The model's own "
             "arithmetic is kept.",

@@ -32,7 +32,7 @@ def fit_costs(times: Path, output: Path) -> Fit:
         found = fit([[row[kind] for kind in KINDS] for row in rows], [row["seconds"] for row in rows])
     except ItemError as error:
         raise DataError(f"{times}: {error} Train more steps with --balance-times.") from error
-    if found.r2 < LEAST_R2 or not found.rates.any():
+    if not found.explains:
         raise DataError(
             f"{times}: rates for {', '.join(KINDS)} explain {found.r2:.2f} of the variance of {len(rows)} times, "
             f"{LEAST_R2} is needed; nothing is written. Steps may be too alike or the machine too busy: measure more "
