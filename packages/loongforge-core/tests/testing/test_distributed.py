@@ -56,6 +56,10 @@ def test_a_process_that_dies_is_told() -> None:
 
 
 def test_the_time_limit_holds_and_nothing_survives() -> None:
-    with pytest.raises(AssertionError, match=r"ranks \[0, 1\] of 2 did not finish in 1 s"):
-        run_distributed(lambda worker: time.sleep(60), 2, timeout=1)
+    def wait_for_nothing(worker: env.Worker) -> None:
+        time.sleep(60)
+
+    with pytest.raises(AssertionError, match=r"ranks \[0, 1\] of 2 did not finish in 1 s") as caught:
+        run_distributed(wait_for_nothing, 2, timeout=1)
+    assert str(caught.value).count("in wait_for_nothing") == 2, "each says where it stood"
     assert multiprocessing.active_children() == []

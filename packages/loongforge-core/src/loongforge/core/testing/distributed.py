@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import IO, Any
 
 from loongforge.core import env
 from loongforge.core.port import held_port
@@ -22,11 +24,13 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
     """`function(worker)` in `world` forked processes; their picklable results by rank.
 
     Import what is heavy before calling: the processes inherit it. Raises `AssertionError` with the error and traceback
-    of the first process that fails, and when `timeout` seconds pass; no process survives the call.
+    of the first process that fails, and when `timeout` seconds pass, with the lines at which the late ones stand; no
+    process survives the call.
     """
     context = multiprocessing.get_context("fork")
     pipes: dict[Connection, int] = {}
     processes: list[Any] = []
+    stands = [tempfile.TemporaryFile() for _ in range(world)]  # noqa: SIM115  closed with the processes
     # A process group that is garbage joins its threads when it is collected, and a forked process has none of them: it
     # would wait for ever. What is garbage goes before, and the rest is kept from the collector of the processes.
     gc.collect()
@@ -34,7 +38,7 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
     with held_port() as port:
         for rank in range(world):
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(function, rank, world, port, send), daemon=False)
+            process = context.Process(target=_work, args=(function, rank, world, port, send, stands[rank]))
             with warnings.catch_warnings():
                 # The processes set torch to one thread before they compute: no pool of this process is waited for.
                 warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
@@ -45,11 +49,35 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
         gc.unfreeze()
         try:
             return _collect(pipes, world, timeout)
+        except _Late as late:
+            where = [f"\nrank {rank}: {_stand(processes[rank], stands[rank])}" for rank in late.ranks]
+            raise AssertionError(f"{late}{''.join(where)}") from None
         finally:
-            for process in processes:
+            for process, stand in zip(processes, stands, strict=True):
                 if process.is_alive():
                     process.kill()
                 process.join()
+                stand.close()
+
+
+class _Late(Exception):
+    """The time is over and `ranks` have said nothing."""
+
+    def __init__(self, ranks: list[int], world: int, timeout: float) -> None:
+        super().__init__(f"ranks {ranks} of {world} did not finish in {timeout:.0f} s")
+        self.ranks = ranks
+
+
+def _stand(process: Any, stand: IO[bytes]) -> str:
+    """The Python stack of every thread of a process, which `faulthandler` writes even from inside a C function."""
+    os.kill(process.pid, signal.SIGUSR1)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.1)
+        stand.seek(0)
+        if text := stand.read().decode(errors="replace"):
+            return text
+    return "it could not say where"
 
 
 def _collect(pipes: dict[Connection, int], world: int, timeout: float) -> list[Any]:
@@ -77,14 +105,17 @@ def _collect(pipes: dict[Connection, int], world: int, timeout: float) -> list[A
         rank = min(failures)
         raise AssertionError(f"rank {rank} of {world} failed: {failures[rank]}")
     if pipes:
-        raise AssertionError(f"ranks {sorted(pipes.values())} of {world} did not finish in {timeout:.0f} s")
+        raise _Late(sorted(pipes.values()), world, timeout)
     return results
 
 
-def _work(function: Callable[[env.Worker], Any], rank: int, world: int, port: int, pipe: Connection) -> None:
+def _work(
+    function: Callable[[env.Worker], Any], rank: int, world: int, port: int, pipe: Connection, stand: IO[bytes]
+) -> None:
     try:
         import torch
 
+        faulthandler.register(signal.SIGUSR1, stand)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
         worker = env.Worker(rank=rank, world_size=world, local_rank=rank, local_world_size=world, launcher="torchrun")
