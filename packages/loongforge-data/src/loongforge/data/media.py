@@ -195,6 +195,12 @@ def decode(medium: Medium, processor: VisualProcessor, content: bytes | None = N
 
 def _decode_video(medium: Medium, processor: VisualProcessor) -> Placed:
     with _stream(medium) as (container, stream):
+        from av.video.reformatter import VideoReformatter
+
+        # Of its own, on one thread. PyAV keeps one for a process, and libswscale's threads in it do not survive a fork:
+        # this process would wait for those of its parent for ever, and a process forked later for its own. Loader
+        # workers are the parallelism here.
+        colours = VideoReformatter()
         clip = _clip(medium, container, stream)
         wanted = processor.frames(clip)
         chosen: list[np.ndarray] = []
@@ -205,9 +211,7 @@ def _decode_video(medium: Medium, processor: VisualProcessor) -> Placed:
                         f"{medium}: frame {number} is {frame.width} x {frame.height}, its header says "
                         f"{clip.width} x {clip.height}."
                     )
-                # One thread: libswscale's pool does not survive a fork, and a process forked later would wait for it
-                # for ever. Loader workers are the parallelism here.
-                chosen.append(frame.to_ndarray(format="rgb24", threads=1))
+                chosen.append(colours.reformat(frame, format="rgb24", threads=1).to_ndarray())
                 if len(chosen) == len(wanted):
                     break
     if len(chosen) < len(wanted):
