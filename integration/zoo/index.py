@@ -160,10 +160,22 @@ def _dense_first(config: Config, number: int, *, bias: bool) -> Tensors:
 
 
 def deepseek(config: Config, number: int) -> Tensors:
-    """DeepSeek-V2 and V3, Kimi-K2."""
+    """DeepSeek-V2, V3 and V3.2, Kimi-K2."""
     yield from norms(config)
     yield from latent(config)
-    yield from _dense_first(config, number, bias=config["model_type"] == "deepseek_v3")
+    if "index_topk" in config:
+        yield from indexer(config)
+    yield from _dense_first(config, number, bias=config["model_type"] != "deepseek_v2")
+
+
+def indexer(config: Config) -> Tensors:
+    """The small network that chooses the keys of sparse attention."""
+    heads, width, place = config["index_n_heads"], config["index_head_dim"], "self_attn.indexer"
+    yield f"{place}.wq_b.weight", (heads * width, config["q_lora_rank"])
+    yield f"{place}.wk.weight", (width, config["hidden_size"])
+    yield f"{place}.weights_proj.weight", (heads, config["hidden_size"])
+    yield f"{place}.k_norm.weight", (width,)
+    yield f"{place}.k_norm.bias", (width,)
 
 
 def glm4_moe(config: Config, number: int) -> Tensors:
@@ -231,6 +243,7 @@ LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "qwen3_next": qwen3_next,
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
+    "deepseek_v32": deepseek,
     "glm4_moe": glm4_moe,
     "minimax_m2": minimax_m2,
 }

@@ -50,6 +50,10 @@ class Reference:
         """As `measure`, with what training adds for routers: `kind`, `balance` and `z_loss`; and their `loads`."""
         return self._ask("routed", case, str(directory), str(batch), str(out), terms)
 
+    def taught(self, case: str, directory: Path, batch: Path, out: Path, factor: float) -> dict[str, float]:
+        """As `measure`, with `factor` times the loss of the indexers."""
+        return self._ask("taught", case, str(directory), str(batch), str(out), factor)
+
     def greedy(self, case: str, directory: Path, batch: Path) -> dict[str, Any]:
         """`chosen`: the most probable token at every place, of the model and of each further layer."""
         return self._ask("greedy", case, str(directory), str(batch))
@@ -80,7 +84,7 @@ def main(**more: Any) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    every = (write, measure, documents, routed, steps, greedy)
+    every = (write, measure, documents, routed, taught, steps, greedy)
     verbs: dict[str, Any] = {one.__name__: one for one in every} | more
     for line in sys.stdin:
         verb, case, *rest = json.loads(line)
@@ -192,6 +196,21 @@ def routed(case: Any, directory: str, batch: str, out: str, terms: dict[str, Any
         "z_loss": float(z_loss) / len(found),
         "loads": [router_terms.load(one, scores.size(-1)) for one, scores in zip(chosen, logits, strict=True)],
     }
+
+
+def taught(case: Any, directory: str, batch: str, out: str, factor: float) -> dict[str, float]:
+    """Forward and backward over the whole batch."""
+    from indexer_terms import Watch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(batch)
+    model = load(case, directory)
+    watch = Watch(model)
+    _, total, _ = _losses(case, model, tensors)
+    loss = total / tensors["loss_mask"].sum()
+    (loss + factor * watch.loss()).backward()
+    save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
+    return {"loss": loss.item()}
 
 
 def documents(case: Any, directory: str, batches: list[str], out: str) -> dict[str, float]:

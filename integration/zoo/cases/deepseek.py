@@ -1,4 +1,4 @@
-"""DeepSeek-V2, V2-Lite and V3: latent attention, dense layers in front, experts in groups and a shared one."""
+"""DeepSeek-V2, V2-Lite, V3 and V3.2: latent attention, dense layers in front, experts in groups and a shared one."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ V3: dict[str, Any] = {
     "topk_method": "noaux_tc",
 }
 
+V32: dict[str, Any] = {
+    **V3,
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "index_head_dim": 10,
+    "index_n_heads": 11,  # so many that hardly a score is exactly 0: transformers breaks such ties by chance
+    "index_topk": 9,  # of 32 tokens
+    "model_type": "deepseek_v32",
+}
+
 STILL = ("--moe-router-bias-update-rate", "0")
 """The reference leaves the bias of the choice alone."""
 
@@ -89,6 +98,7 @@ CASES = {
         layouts=EXPERTS,
         flags=STILL,
     ),
+    "deepseek_v32": Case(family="deepseek32", config=V32, layouts=("one", "tp2-sp", "cp2"), flags=STILL),
     "deepseek_v3 predicting": predicting(
         "AS_LAYERS",
         family="deepseek3",

@@ -31,7 +31,7 @@ from loongforge.core.config.experts import ExpertConfig
 from loongforge.core.config.run import ComponentConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from loongforge.core.env import Worker
 from loongforge.core.megatron.context_parallel import local_indices
-from loongforge.core.megatron.expert_numbers import take_expert_numbers, weigh_router_losses
+from loongforge.core.megatron.expert_numbers import take_expert_numbers, weigh_layer_losses
 from loongforge.core.megatron.groups import World, join
 from loongforge.core.megatron.language_model import LanguageModel
 from loongforge.core.megatron.layers import PackedRow
@@ -193,7 +193,7 @@ def measure(
             chunk.eval()
             logits = chunk(batch()["tokens"], position_ids=torch.arange(LENGTH)[None]) if alone else None
         wrapped = wrap(world, chunk).train(training)
-        weigh_router_losses(chunk.config, int(batch()["loss_mask"].sum()), SAMPLES * LENGTH)
+        weigh_layer_losses(chunk.config, int(batch()["loss_mask"].sum()), SAMPLES * LENGTH)
         loss = step(world, wrapped, packed=packed, micro_batch=micro_batch)
         z_loss = moe is not None and moe.moe_z_loss_coeff > 0
         numbers = take_expert_numbers([chunk], geometry, world, SAMPLES // micro_batch // where.dp, z_loss=z_loss)

@@ -20,6 +20,7 @@ from loongforge.core.model.geometry import (
     DeltaGeometry,
     EncoderGeometry,
     ExpertGeometry,
+    IndexGeometry,
     LatentGeometry,
     ProjectorGeometry,
     TransformerGeometry,
@@ -48,6 +49,8 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
 }
+SPARSE = LATENT | {"index": {"heads": 3, "head_dim": 10, "topk": 48}}
+TAUGHT = LATENT | {"index": SPARSE["index"] | {"loss_coeff": 0.5}}
 DELTA: dict[str, Any] = {
     "layers": (0, 1, 2, 4, 5, 6),
     "num_key_heads": 4,
@@ -90,7 +93,8 @@ class Shape:
         if experts := sizes.get("experts"):
             sizes["experts"] = ExpertGeometry(**experts)
         if latent := sizes.get("latent"):
-            sizes = AS_LATENT | sizes | AS_LATENT | {"latent": LatentGeometry(**latent)}
+            index = IndexGeometry(**latent["index"]) if "index" in latent else None
+            sizes = AS_LATENT | sizes | AS_LATENT | {"latent": LatentGeometry(**latent | {"index": index})}
         if delta := sizes.get("delta"):
             sizes["delta"] = DeltaGeometry(**delta)
         return TransformerGeometry(**sizes)

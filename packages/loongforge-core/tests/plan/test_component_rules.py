@@ -245,6 +245,12 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
         "parallel.tensor_model_parallel_size=3 does not divide num_attention_heads=8: use [1, 2, 4, 8].",
     ),
     (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.TAUGHT, "freeze": True},
+        "model.foundation: dsa_indexer_loss_coeff=0.5 teaches an indexer that does not train here: set it to 0, or "
+        "train the foundation whole.",
+    ),
+    (
         2,
         {TP: 2, "delta": tiny.DELTA},
         "a gated delta rule with tensor_model_parallel_size=2 needs sequence_parallel, by which the gradient of its "

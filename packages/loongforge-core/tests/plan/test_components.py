@@ -119,6 +119,13 @@ def test_parameters_of_latent_attention_are_the_references(rank: int | None):
     assert count_parameters(plan.geometry, 131) == transformers.DeepseekV3ForCausalLM(config).num_parameters()
 
 
+def test_parameters_of_an_indexer():
+    options = {"experts": tiny.EXPERTS, "tie_word_embeddings": False}
+    without, plan = planned(latent=tiny.LATENT, **options), planned(latent=tiny.SPARSE, **options)
+    more = count_parameters(plan.geometry, 131) - count_parameters(without.geometry, 131)
+    assert more == 8 * (40 * 30 + 64 * 10 + 64 * 3 + 2 * 10)
+
+
 def test_parameters_of_qwen3_vision_are_the_references():
     modeling = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl")
     config = modeling.Qwen3VLVisionConfig(
@@ -190,6 +197,17 @@ def test_flops_of_latent_attention():
     matrices = 64 * 40 + 40 * 8 * 24 + 64 * (24 + 8) + 24 * 8 * (16 + 12) + 8 * 12 * 64
     matrices += 3 * 160 * 64 + 131 * 64
     assert flops_per_token(plan) == 6 * (matrices + 8 * (24 + 12) * 128 // 2)
+
+
+def test_flops_of_an_indexer():
+    """Attention counts 48 of 128 keys once they are there: 48 - 48 x 48 / (2 x 128) = 39 in the mean, where 64 are half
+    of the length; the indexer its matrices, and 64 scores of 3 heads of 10 channels."""
+    dense, sparse, taught = (
+        flops_per_token(planned(num_layers=1, latent=one)) for one in (tiny.LATENT, tiny.SPARSE, tiny.TAUGHT)
+    )
+    matrices = 40 * 30 + 64 * (10 + 3)
+    assert sparse - dense == 6 * 8 * (24 + 12) * (39 - 64) + 2 * (matrices + 30 * 64)
+    assert taught - sparse == 2 * (matrices + 2 * 30 * 39)
 
 
 def test_flops_of_an_image():

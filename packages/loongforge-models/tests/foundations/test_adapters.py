@@ -11,6 +11,7 @@ from loongforge.core.config.families import named
 from loongforge.core.config.resolve import resolve
 from loongforge.core.errors import PlanError
 from loongforge.core.plan import Plan, count_parameters
+from loongforge.core.plan.index import elements as index_elements
 from loongforge.core.plan.lora import adapter_parameters, stage_adapters
 from loongforge.core.plan.memory import stage_memory
 
@@ -36,12 +37,14 @@ CASES = [(family, 0) for family in FAMILIES] + [(name, 1) for name in ("deepseek
 
 @pytest.mark.parametrize(("family", "further"), CASES)
 def test_every_matrix_can_have_an_adapter(family: str, further: int) -> None:
-    """Their sizes add up to all parameters but embedding, output matrix, norms, biases and what a delta rule has."""
+    """Their sizes add up to all parameters but embedding, output matrix, norms, biases, and what an indexer and a delta
+    rule have."""
     flags = ("--mtp-num-layers", str(further)) if further else ()
     plan = plan_of(first_size(family), "--lora-rank", "4", "--lora-target-modules", "*", *flags)
     matrices = sum(one.matrix.inputs * one.matrix.outputs * (one.matrix.experts or 1) for one in plan.adapters)
     tables = (1 if plan.geometry.tie_word_embeddings else 2) * plan.padded_vocab_size * plan.geometry.hidden_size
     rest = count_parameters(plan.geometry, plan.padded_vocab_size) - tables - matrices
+    rest -= (plan.geometry.num_layers + further) * index_elements(plan.geometry)
     assert 0 < rest < 5e-4 * matrices, "a shape is wrong"
 
 

@@ -123,6 +123,22 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 44,
         },
     ),
+    "deepseek32": (
+        "deepseek32",
+        {
+            **EXPERTS,
+            **LATENT,
+            **YARN,
+            **GROUPS,
+            "attention_dropout": 0.0,
+            "q_lora_rank": 26,
+            "first_dense_layers": 1,
+            "moe_shared_expert_intermediate_size": 44,
+            "dsa_indexer_n_heads": 5,
+            "dsa_indexer_head_dim": 8,
+            "dsa_indexer_topk": 11,
+        },
+    ),
     "mimo": ("mimo", GROUPED),
     "deepseek3 direct queries": (
         "deepseek3",
@@ -199,6 +215,7 @@ def test_no_two_rules_for_one_parameter(case: str) -> None:
 PREDICTING: dict[str, tuple[str, str, int]] = {
     "qwen3_next": ("mtp.layers.0.self_attn.q_proj.weight", "model.layers.3.mlp.gate.weight", 1),
     "deepseek3": ("model.layers.3.mlp.experts.0.gate_proj.weight", "model.layers.2.mlp.gate.weight", 2),
+    "deepseek32": ("model.layers.3.self_attn.indexer.wk.weight", "model.layers.2.mlp.gate.weight", 2),
     "glm4_moe": ("model.layers.3.eh_proj.weight", "model.layers.30.mlp.gate.weight", 2),
     "mimo": ("model.mtp_layers.0.input_proj.weight", "model.layers.3.mlp.up_proj.weight", 2),
 }

@@ -94,8 +94,10 @@ def write_gradients(part: Part, path: Path) -> None:
     for chunk in part.model.chunks:
         parameters: list[Any] = list(chunk.parameters())
         for parameter in parameters:
-            if parameter.requires_grad or not part.plan.adapters:
+            if parameter.requires_grad:
                 parameter.copy_(parameter.main_grad)
+            elif not part.plan.adapters:
+                parameter.zero_()  # an indexer that no loss teaches
     if part.plan.adapters:
         export_hf(part.plan, part.world, part.model, path)
         return

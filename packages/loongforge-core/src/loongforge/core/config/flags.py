@@ -93,6 +93,8 @@ GEOMETRY: tuple[Flag, ...] = (
             # multi-latent attention and multi-token prediction
             *("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
             *("rotary_scaling_factor", "mscale", "mscale_all_dim", "mtp_num_layers", "mtp_loss_scaling_factor"),
+            # sparse attention
+            *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_loss_coeff"),
         )
     ),
     Flag(name="moe-aux-loss-coeff", path="model.foundation.moe_aux_loss_coeff", takes="many", alone=True),

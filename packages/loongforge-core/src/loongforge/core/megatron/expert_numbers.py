@@ -38,11 +38,11 @@ class ExpertNumbers:
     """By layer, from 0; layers of multi-token prediction come after the model's."""
 
 
-def weigh_router_losses(config: Any, loss_tokens: int, tokens: int) -> None:
-    """Make every router loss of this step the mean over its micro-batches, times its factor.
+def weigh_layer_losses(config: Any, loss_tokens: int, tokens: int) -> None:
+    """Make every loss of routers and indexers in this step the mean over its micro-batches, times its factor.
 
-    megatron-core multiplies it by all tokens and divides every gradient by those that count in the loss, which is
-    larger by the share of masked tokens. `loss_tokens` of `tokens` count, over the global batch.
+    It is multiplied by all tokens, by megatron-core or where it is made, and every gradient is divided by the tokens
+    that count in the loss: the weight is the share of these. `loss_tokens` of `tokens` count, over the global batch.
     """
     share = loss_tokens / tokens
     config.moe_grad_scale_func = lambda: share

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,28 +22,12 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from loongforge.core.megatron.layers import SDPAttention
-from loongforge.core.model.geometry import LatentGeometry
+from loongforge.core.megatron.sparse_attention import SparseAttention
+from loongforge.core.megatron.whole_linear import WholeLinear
+from loongforge.core.model.geometry import IndexGeometry, LatentGeometry
 
 if TYPE_CHECKING:
     from loongforge.core.megatron.specs import Layers
-
-
-class WholeLinear(torch.nn.Module):
-    """A matrix that every tensor parallel rank holds whole; no bias."""
-
-    def __init__(self, input_size: int, output_size: int, config: Any) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(
-            torch.empty(output_size, input_size, dtype=config.params_dtype, device=torch.cuda.current_device())
-        )
-        if config.perform_initialization:
-            config.init_method(self.weight)  # from the generator that agrees on all tensor parallel ranks
-        # Tells megatron-core to sum its gradient over tensor parallel ranks.
-        self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
-
-    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """`[..., input]` to `[..., output]`, and no bias."""
-        return F.linear(hidden, self.weight), None
 
 
 class LatentAttention(MLASelfAttention):
@@ -62,6 +45,7 @@ class LatentAttention(MLASelfAttention):
         name: str | None = None,
         *,
         latent_epsilon: float,
+        index: IndexGeometry | None = None,
     ) -> None:
         assert pg_collection is not None, "LatentAttention takes its groups explicitly"
         whole = pg_collection.tp.size() == 1 or config.sequence_parallel
@@ -77,11 +61,17 @@ class LatentAttention(MLASelfAttention):
             pp_layer_offset=pp_layer_offset,
             name=name,
         )
-        self.core_attention = submodules.core_attention(
-            config=config, layer_number=layer_number, attn_mask_type=attn_mask_type, attention_type="self",
-            softmax_scale=self.softmax_scale, k_channels=self.q_head_dim, v_channels=config.v_head_dim,
-            cp_comm_type=cp_comm_type, pg_collection=pg_collection,
-        )  # fmt: skip
+        if index is None:
+            self.core_attention = submodules.core_attention(
+                config=config, layer_number=layer_number, attn_mask_type=attn_mask_type, attention_type="self",
+                softmax_scale=self.softmax_scale, k_channels=self.q_head_dim, v_channels=config.v_head_dim,
+                cp_comm_type=cp_comm_type, pg_collection=pg_collection,
+            )  # fmt: skip
+        else:
+            self.core_attention = SparseAttention(
+                config, index, norm=submodules.kv_layernorm, rotary=self.rotary_pos_emb, scale=self.softmax_scale,
+                groups=pg_collection,
+            )  # fmt: skip
         heads, hidden = config.num_attention_heads, config.hidden_size
         column = _ColumnBuilder(submodules.linear_kv_up_proj, config, pg_collection)
         if config.q_lora_rank is None:
@@ -96,7 +86,7 @@ class LatentAttention(MLASelfAttention):
 
     def _run_core_attention(self, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> torch.Tensor:
         """Upstream pads values of packed rows to the width of keys for TransformerEngine; ours takes any width."""
-        if not isinstance(self.core_attention, SDPAttention):
+        if not isinstance(self.core_attention, SDPAttention | SparseAttention):
             return super()._run_core_attention(query, key, value, attention_mask, **kwargs)
         return self.core_attention(query, key, value, attention_mask, **kwargs)
 
@@ -118,7 +108,11 @@ def latent_attention_spec(layers: Layers, latent: LatentGeometry) -> ModuleSpec:
     """Latent attention out of the platform's layers."""
     return ModuleSpec(
         module=LatentAttention,
-        params={"attn_mask_type": AttnMaskType.causal, "latent_epsilon": latent.norm_epsilon},
+        params={
+            "attn_mask_type": AttnMaskType.causal,
+            "latent_epsilon": latent.norm_epsilon,
+            "index": latent.index,
+        },
         submodules=MLASelfAttentionSubmodules(
             linear_kv_up_proj=layers.column_linear,
             core_attention=layers.core_attention,

@@ -100,6 +100,21 @@ def _expert_problems(experts: ExpertGeometry) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexGeometry:
+    """DeepSeek Sparse Attention (DeepSeek-V3.2, 2025): an indexer chooses the keys that each query attends to."""
+
+    heads: int
+    head_dim: int
+    """Width of an index head; its first qk_rope_head_dim channels turn with the position."""
+    topk: int
+    """Keys of each query."""
+    interleaved: bool = False
+    """The rotation pairs neighbouring channels (GLM-5) instead of the two halves (DeepSeek-V3.2)."""
+    loss_coeff: float = 0.0
+    """Factor of the loss that teaches the indexer what attention looks at; 0 leaves the indexer as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentGeometry:
     """Multi-head latent attention (DeepSeek-V2, 2024): keys and values from one low-rank latent."""
 
@@ -120,6 +135,12 @@ class LatentGeometry:
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
+    index: IndexGeometry | None = None
+    """Attention to the keys that an indexer chooses; reads the latent of the queries, so that there must be one."""
+
+    def __post_init__(self) -> None:
+        if self.index is not None and self.q_lora_rank is None:
+            raise ConfigError("index needs a latent of the queries: give q_lora_rank.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

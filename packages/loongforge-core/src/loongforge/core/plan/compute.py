@@ -8,6 +8,8 @@ from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry, T
 from loongforge.core.plan.delta import matrices as delta_matrices
 from loongforge.core.plan.delta import rule_products
 from loongforge.core.plan.images import ImageBudget
+from loongforge.core.plan.index import flops as index_flops
+from loongforge.core.plan.index import keys_seen
 from loongforge.core.plan.parameters import dense_layers
 from loongforge.core.plan.plan import Plan
 
@@ -18,9 +20,9 @@ def flops_per_token(plan: Plan, length: int | None = None) -> int:
     In a document of `length` tokens, of the plan's sequence length when None.
 
     Two per multiply-add of every matrix that a token passes (of the experts: those it is sent to), three times for the
-    forward pass and both gradients; attention counts half of s x s because it is causal. Recomputation, norms and the
-    embedding look-up do not count. Further layers of multi-token prediction count with their projection and their pass
-    through the output matrix.
+    forward pass and both gradients; attention counts half of s x s because it is causal, or with an indexer the chosen
+    keys alone and the indexer besides. Recomputation, norms and the embedding look-up do not count. Further layers of
+    multi-token prediction count with their projection and their pass through the output matrix.
     """
     geometry = plan.geometry
     length = plan.seq_length if length is None else length
@@ -36,7 +38,8 @@ def flops_per_token(plan: Plan, length: int | None = None) -> int:
     if delta := geometry.delta:
         instead = delta_matrices(geometry, delta) + rule_products(delta)
         matrices += len(delta.layers) * (instead - _attention_matrices(geometry) - _products(geometry, length))
-    return foundation_passes(plan) * 2 * (matrices + layers * _products(geometry, length))
+    whole = foundation_passes(plan) * 2 * (matrices + layers * _products(geometry, length))
+    return whole + index_flops(geometry, length)
 
 
 def foundation_passes(plan: Plan) -> int:
@@ -69,7 +72,7 @@ def _products(geometry: TransformerGeometry, length: int) -> int:
     if latent is None:
         return geometry.num_attention_heads * geometry.kv_channels * length
     both = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
-    return geometry.num_attention_heads * both * length // 2
+    return round(geometry.num_attention_heads * both * keys_seen(latent, length))
 
 
 def flops_per_step(plan: Plan) -> int:

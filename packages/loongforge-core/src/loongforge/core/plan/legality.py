@@ -12,6 +12,7 @@ from loongforge.core.plan.candidate import Candidate, divisors
 from loongforge.core.plan.delta import delta_rules
 from loongforge.core.plan.encoder_rules import encoder_rules
 from loongforge.core.plan.expert_rules import expert_rules, latent_rules, prediction_rules, recomputable
+from loongforge.core.plan.index import index_rules
 from loongforge.core.plan.lora import lora_rules
 from loongforge.core.plan.stages import stage_rules, stage_sizes
 
@@ -25,7 +26,8 @@ def problems(candidate: Candidate) -> tuple[str, ...]:
         return (f"world={candidate.world!r} must be at least 1: start at least one worker.",)
     rules = (
         _world, _batch, _length, _schedule, _tensor, _training, _sequence, _positions, _pipeline, _optimizer,
-        _recompute, latent_rules, delta_rules, expert_rules, prediction_rules, encoder_rules, lora_rules, _parts,
+        _recompute, latent_rules, index_rules, delta_rules, expert_rules, prediction_rules, encoder_rules, lora_rules,
+        _parts,
     )  # fmt: skip
     return tuple(problem for rule in rules for problem in rule(candidate))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import LatentGeometry
 from loongforge.core.plan.delta import delta_bytes, delta_layers
+from loongforge.core.plan.index import kept_bytes as index_bytes
 from loongforge.core.plan.lora import stage_adapters
 from loongforge.core.plan.parameters import Held, dense_layers, stage_held, stage_layers
 from loongforge.core.plan.plan import Plan
@@ -159,9 +160,11 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
         turned = 4 * geometry.latent.qk_rope_head_dim
     masks = 2 * geometry.hidden_size / split if geometry.hidden_dropout else 0.0
     one = tokens / plan.micro_batch_size
-    shared = one * plan.seq_length if layout.cp > 1 and "core_attn" not in dropped else 0
+    index = 0.0 if "core_attn" in dropped else index_bytes(plan, element=element_bytes(plan))
+    # Bits for every key stand in place of the mask.
+    shared = one * plan.seq_length if layout.cp > 1 and "core_attn" not in dropped and not index else 0
     elements = tokens * (whole + attention + wide) + shared
-    return round(elements * element_bytes(plan) + tokens * (FP32 * numbers + masks) + one * turned * FP32)
+    return round(elements * element_bytes(plan) + tokens * (FP32 * numbers + masks + index) + one * turned * FP32)
 
 
 def _delta_instead(plan: Plan) -> int:
@@ -204,6 +207,9 @@ def _latent_elements(plan: Plan, latent: LatentGeometry) -> float:
     pair = 0 if "mla_up_proj" in dropped else 2 * query
     if "core_attn" in dropped:
         inner = latent.qk_nope_head_dim + value  # what the up-projection gave holds the values
+    elif latent.index is not None:
+        # Values and output of their own width. Gathered keys are kept in place of this rank's.
+        inner = value + (query + value) * layout.cp - query
     else:
         inner = 2 * query + 2 * query * (layout.cp if layout.cp > 1 else 0)
     return low / split + heads * (pair + inner + value)

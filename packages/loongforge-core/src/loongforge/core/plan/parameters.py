@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry, TransformerGeometry
 from loongforge.core.plan.delta import delta_layers, split_elements
+from loongforge.core.plan.index import elements as index_elements
 from loongforge.core.plan.layout import Layout
 from loongforge.core.plan.stages import stage_chunks
 
@@ -17,7 +18,7 @@ class Elements:
     split: int = 0
     """Matrices and their biases, divided over tensor parallel ranks."""
     replicated: int = 0
-    """Norms, routers, the down-projections of latent attention: held by every tensor parallel rank."""
+    """Norms, routers, the down-projections and the indexer of latent attention: held by every tensor parallel rank."""
     experts: int = 0
     """Divided over expert (tensor) parallel ranks."""
 
@@ -75,7 +76,8 @@ def _attention(geometry: TransformerGeometry) -> Elements:
 
 
 def _latent(geometry: TransformerGeometry, latent: LatentGeometry) -> Elements:
-    """Down-projections and their norms are whole on every rank; up-projections and the output projection are split."""
+    """Down-projections, their norms and an indexer are whole on every rank; up-projections and the output projection
+    are split."""
     hidden, heads = geometry.hidden_size, geometry.num_attention_heads
     query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     up = heads * (latent.qk_nope_head_dim + latent.v_head_dim) * latent.kv_lora_rank
@@ -85,7 +87,7 @@ def _latent(geometry: TransformerGeometry, latent: LatentGeometry) -> Elements:
     else:
         up += query * latent.q_lora_rank
         down += hidden * latent.q_lora_rank + latent.q_lora_rank
-    return Elements(split=up + heads * latent.v_head_dim * hidden, replicated=down)
+    return Elements(split=up + heads * latent.v_head_dim * hidden, replicated=down + index_elements(geometry))
 
 
 def _experts(geometry: TransformerGeometry, experts: ExpertGeometry) -> Elements:

@@ -53,8 +53,8 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
         wrapped.zero_grad_buffer()
     for optimizer in training.optimizers:
         optimizer.zero_grad()
-    if _has_router_losses(plan):
-        _weigh_router_losses(training, world, micro_batches)
+    if _has_layer_losses(plan):
+        _weigh_layer_losses(training, world, micro_batches)
     sums = _run_schedule(plan, world, training.chunks, micro_batches, training.feed, forward_only=False)
     (loss, *further), tokens = _global_means(plan, sums, world)
     check = plan.config.watch.check_for_nan_in_loss_and_grad
@@ -73,14 +73,16 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
     return StepResult(loss=loss, loss_tokens=tokens, grad_norm=grad_norm, lr=lr, extra=extra, detail=detail)
 
 
-def _has_router_losses(plan: Plan) -> bool:
-    experts = plan.geometry.experts
-    return experts is not None and (experts.balance_coeff > 0 or plan.config.moe.moe_z_loss_coeff > 0)
+def _has_layer_losses(plan: Plan) -> bool:
+    """Whether layers add losses of their own: routers, or indexers that choose keys."""
+    experts, latent = plan.geometry.experts, plan.geometry.latent
+    teaches = latent is not None and latent.index is not None and latent.index.loss_coeff > 0
+    return teaches or (experts is not None and (experts.balance_coeff > 0 or plan.config.moe.moe_z_loss_coeff > 0))
 
 
-def _weigh_router_losses(training: Training, world: World, micro_batches: Sequence[Batch]) -> None:
+def _weigh_layer_losses(training: Training, world: World, micro_batches: Sequence[Batch]) -> None:
     """Tell megatron-core which share of the global batch's tokens counts in the loss, before the step."""
-    from loongforge.core.megatron.expert_numbers import weigh_router_losses
+    from loongforge.core.megatron.expert_numbers import weigh_layer_losses
 
     counts = torch.tensor(
         [[float(batch["loss_mask"].sum()), batch["loss_mask"].numel()] for batch in micro_batches],
@@ -88,7 +90,7 @@ def _weigh_router_losses(training: Training, world: World, micro_batches: Sequen
     ).sum(0)  # fmt: skip
     dist.all_reduce(counts, group=world.dp)
     loss_tokens, tokens = counts.tolist()
-    weigh_router_losses(training.config, int(loss_tokens), int(tokens))
+    weigh_layer_losses(training.config, int(loss_tokens), int(tokens))
 
 
 def _expert_numbers(plan: Plan, training: Training, world: World) -> tuple[dict[str, float], dict[str, float]]:

@@ -17,6 +17,9 @@ HF_LAYER = "model.layers.{layer}."
 ATTENTION, HF_ATTENTION = LAYER + "self_attention.", HF_LAYER + "self_attn."
 MLP, HF_MLP = LAYER + "mlp.", HF_LAYER + "mlp."
 
+INDEX_MATRICES = ("wq_b", "wk", "weights_proj")
+"""Of an indexer: queries, keys, and the weights of its heads."""
+
 ExpertLayout = Literal["per_expert", "stacked", "stacked_transposed"]
 """How a checkpoint holds experts: three tensors for each; all of a layer in two tensors, `gate_up_proj` [E, 2I, H] and
 `down_proj` [E, H, I]; or those with their last two dimensions exchanged."""
@@ -96,7 +99,8 @@ def grouped_attention(geometry: TransformerGeometry) -> tuple[Rule, ...]:
 
 
 def latent_attention(geometry: TransformerGeometry) -> tuple[Rule, ...]:
-    """Input norm and multi-head latent attention; the down projections are whole on every rank."""
+    """Input norm and multi-head latent attention, with its indexer if there is one; the down projections and the
+    indexer are whole on every rank."""
     latent = geometry.latent
     assert latent is not None, "only called for latent attention"
     before = HF_LAYER + "input_layernorm.weight"
@@ -118,6 +122,7 @@ def latent_attention(geometry: TransformerGeometry) -> tuple[Rule, ...]:
         *_latent_norm("kv"),
         Copy(megatron=ATTENTION + "linear_kv_up_proj.weight", hf=HF_ATTENTION + "kv_b_proj.weight", shard_dim=0),
         Copy(megatron=ATTENTION + "linear_proj.weight", hf=HF_ATTENTION + "o_proj.weight", shard_dim=1),
+        *(() if latent.index is None else _indexer()),
     )
 
 
@@ -182,4 +187,12 @@ def _latent_norm(side: str) -> tuple[Rule, ...]:
     return (
         Copy(megatron=f"{ATTENTION}{side}_layernorm.weight", hf=hf),
         Copy(megatron=f"{ATTENTION}linear_{side}_up_proj.layer_norm_weight", hf=hf),
+    )
+
+
+def _indexer() -> tuple[Rule, ...]:
+    ours, theirs = ATTENTION + "core_attention.indexer.", HF_ATTENTION + "indexer."
+    return (
+        *(Copy(megatron=f"{ours}linear_{one}.weight", hf=f"{theirs}{one}.weight") for one in INDEX_MATRICES),
+        *(Copy(megatron=f"{ours}k_norm.{kind}", hf=f"{theirs}k_norm.{kind}") for kind in ("weight", "bias")),
     )

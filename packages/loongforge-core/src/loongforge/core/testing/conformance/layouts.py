@@ -71,7 +71,10 @@ def _measure(subject: Subject, case: Case, layout: str, worker: env.Worker) -> f
         loss, _ = forward_backward(part.plan, part.world, wrapped, batches, forward_only=False)
         with torch.no_grad():
             for parameter in part.parameters().values():
-                parameter.copy_(vars(parameter)["main_grad"])
+                if parameter.requires_grad:
+                    parameter.copy_(vars(parameter)["main_grad"])
+                else:
+                    parameter.zero_()  # a family may have parts that no loss reaches
         part.save(gradients(case, layout))  # the weight table maps gradients as it maps weights
         return loss
 

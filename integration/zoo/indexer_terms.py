@@ -1,0 +1,63 @@
+"""The loss of an indexer in plain torch on transformers' model: DeepSeek-V3.2 (2025), equations 1, 3 and 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Watch:
+    """What every layer's indexer read and chose, and what attention gave, of the passes since this was made."""
+
+    def __init__(self, model: Any) -> None:
+        model.set_attn_implementation("eager")  # the one that says its probabilities
+        self._read: list[tuple[Any, ...]] = []
+        self._chosen: list[torch.Tensor] = []
+        self._gave: list[torch.Tensor] = []
+        for layer in model.model.layers:
+            indexer = layer.self_attn.indexer
+            indexer.register_forward_hook(self._indexed)
+            layer.self_attn.register_forward_hook(lambda _, __, output: self._gave.append(output[1].detach()))
+
+    def _indexed(self, indexer: Any, inputs: tuple[Any, ...], chosen: torch.Tensor) -> None:
+        self._read.append((indexer, *inputs[:3]))
+        self._chosen.append(chosen)
+
+    def loss(self) -> Any:
+        """The sum over layers of the mean over tokens."""
+        assert self._read, "no pass yet"
+        return sum(
+            divergence(scores(*read), chosen, gave)
+            for read, chosen, gave in zip(self._read, self._chosen, self._gave, strict=True)
+        )
+
+
+def scores(indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any) -> torch.Tensor:
+    """Equation 1, with gradients to the indexer alone: `[B, S, S]`."""
+    hidden, latent = hidden.detach(), latent.detach()
+    heads, width = indexer.n_heads, indexer.head_dim
+    query = turned(indexer.wq_b(latent).unflatten(-1, (heads, width)), *(one[:, :, None] for one in turns))
+    key = turned(indexer.k_norm(indexer.wk(hidden)), *turns)
+    products = torch.einsum("bthd,bsd->btsh", query, key).relu()
+    return torch.einsum("btsh,bth->bts", products, indexer.weights_proj(hidden)) * (heads * width) ** -0.5
+
+
+def turned(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """The first channels as pairs of one from either half, each a rotated point of the plane."""
+    count = cosines.size(-1)
+    first, second = vectors[..., :count].chunk(2, -1)
+    cosine, sine = cosines[..., : count // 2], sines[..., : count // 2]
+    pairs = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.cat((*pairs, vectors[..., count:]), -1)
+
+
+def divergence(logits: torch.Tensor, chosen: torch.Tensor, gave: torch.Tensor) -> torch.Tensor:
+    """Equations 3 and 4: logits `[B, S, S]`, chosen `[B, S, K]`, what attention gave `[B, N, S, S]`."""
+    size = logits.size(-1)
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, chosen.long(), True)
+    seen &= torch.ones(size, size, dtype=torch.bool).tril()
+    target = gave.mean(1)
+    assert float(target[~seen].abs().max()) == 0, "attention goes to chosen keys alone"
+    logs = torch.log_softmax(logits.masked_fill(~seen, float("-inf")), -1).masked_fill(~seen, 0.0)
+    return (torch.xlogy(target, target) - target * logs).sum(-1).mean()
