@@ -39,8 +39,10 @@ def start_megatron(platform: Platform) -> None:
 
 
 def preload(platform: Platform) -> None:
-    """Import once, before workers are forked, what each of them would import: over a second of a processor's time."""
+    """Import once, before workers are forked, what each of them would import: seconds of a processor's time."""
     start_megatron(platform)
+
+    import torch._dynamo  # what torch's optimizers import when one is made
 
     import loongforge.core.checkpoint.load
     import loongforge.core.data.open
