@@ -42,7 +42,7 @@ def preload(platform: Platform) -> None:
     """Import once, before workers are forked, what each of them would import: seconds of a processor's time."""
     start_megatron(platform)
 
-    import torch._dynamo  # what torch's optimizers import when one is made
+    import torch._dynamo  # noqa: F401  what torch's optimizers import when one is made
 
     import loongforge.core.checkpoint.load
     import loongforge.core.data.open
