@@ -67,7 +67,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"loongforge {importlib.metadata.version('loongforge-core')}\n"
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {verb:12} {summary}\n" in text for verb, summary in VERBS.items())
+    assert all(f"\n  {verb:14} {summary}\n" in text for verb, summary in VERBS.items())
     assert "\nexamples:\n" in text
 
 

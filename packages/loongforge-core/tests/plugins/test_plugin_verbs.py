@@ -38,7 +38,7 @@ def test_a_registered_verb_runs_with_its_arguments_and_exit_code(wheel, capsys: 
     assert main(["greet", "a", "--b"]) == 7
     assert capsys.readouterr().out == "hello a --b\n"
     assert main(["--help"]) == 0
-    assert "  greet        Greets. (acme-tools)\n" in capsys.readouterr().out
+    assert "  greet          Greets. (acme-tools)\n" in capsys.readouterr().out
 
 
 def test_a_name_with_a_dot_is_said_in_two_words(wheel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_a_name_with_a_dot_is_said_in_two_words(wheel, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "hello a --b\n"
     assert main(["weigh"]) == main(["weigh", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "  weigh boats  Greets. (acme-tools)\n  weigh drums  Greets. (other-tools)\n" in shown
+    assert "  weigh boats    Greets. (acme-tools)\n  weigh drums    Greets. (other-tools)\n" in shown
     assert main(["weigh", "boat"]) == 2
     said = capsys.readouterr().err
     assert said == "error: no verb 'weigh' 'boat'. Did you mean 'boats'? Known: boats, drums.\n"
@@ -83,7 +83,7 @@ def test_two_owners_of_a_verb(wheel, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_broken_verb_is_shown_in_help_and_refused(wheel, capsys: pytest.CaptureFixture[str]) -> None:
     wheel("acme-tools", entries={"commands": {"greet": "acme_gone:SPEC"}}, files={})
     assert main(["--help"]) == 0
-    assert "  greet        broken: command 'greet' from acme-tools 0.1.0 failed to load" in capsys.readouterr().out
+    assert "  greet          broken: command 'greet' from acme-tools 0.1.0 failed to load" in capsys.readouterr().out
     assert main(["greet"]) == 6
     assert "ModuleNotFoundError: No module named 'acme_gone'" in capsys.readouterr().err
 
@@ -104,8 +104,12 @@ def test_switched_off_verbs_name_their_wheel(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOONGFORGE_PLUGINS", "loongforge-core")
-    assert main(["convert"]) == 2
-    assert "the verb 'convert' comes with loongforge-ckpt, which is not in use here" in capsys.readouterr().err
+    for words in (["convert"], ["bench", "mtp"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"the verb {' '.join(words)!r} comes with loongforge-ckpt, which is not in use here" in said
+    assert main(["bench", "ours"]) == 2
+    assert "no verb 'bench' 'ours'. Known: kernels." in capsys.readouterr().err
 
 
 def test_states_of_a_listing(wheel, acme, capsys: pytest.CaptureFixture[str]) -> None:

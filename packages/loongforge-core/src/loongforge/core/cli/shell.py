@@ -26,7 +26,7 @@ VERBS = {
 """The built-in verbs. They cannot be replaced: a wheel's verb of the same name answers to `owner:name`."""
 
 PROVIDERS = {
-    "bench": "loongforge-ckpt",
+    "bench.mtp": "loongforge-ckpt",
     "convert": "loongforge-ckpt",
     "verify": "loongforge-ckpt",
     "data": "loongforge-data",
@@ -103,6 +103,7 @@ def _members(group: str) -> list[str]:
 def _group(group: str, members: list[str], rest: list[str]) -> int:
     """The first word of verbs of two words, without a second one that there is."""
     if rest and rest[0] not in ("-h", "--help"):
+        _check_provided(f"{group}.{rest[0]}")
         hint = plugins.did_you_mean(rest[0], members)
         raise ConfigError(f"no verb {group!r} {rest[0]!r}.{hint} Known: {', '.join(members)}.")
     print(f"usage: loongforge {group} WHAT [arguments]\n")
@@ -122,11 +123,16 @@ def find(verb: str) -> Command:
         return plugins.load("commands", verb).command()
     if verb.startswith("-"):
         raise ConfigError(f"{verb}: give the verb first: loongforge VERB {verb} ... . Verbs: {', '.join(VERBS)}.")
-    if verb in PROVIDERS:
-        owner = PROVIDERS[verb]
-        raise ConfigError(f"the verb {verb!r} comes with {owner}, which is not in use here: pip install {owner}")
+    _check_provided(verb)
     verbs = sorted({*VERBS, *known})
     raise ConfigError(f"no verb {verb!r}.{plugins.did_you_mean(verb, verbs)} Known: {', '.join(verbs)}.")
+
+
+def _check_provided(verb: str) -> None:
+    """`ConfigError` that says what to install where a verb of our other wheels is absent."""
+    if owner := PROVIDERS.get(verb):
+        said = verb.replace(".", " ")
+        raise ConfigError(f"the verb {said!r} comes with {owner}, which is not in use here: pip install {owner}")
 
 
 def usage() -> str:
@@ -138,7 +144,7 @@ def usage() -> str:
         "",
         "verbs:",
     ]
-    lines += [f"  {verb:12} {summary}" for verb, summary in VERBS.items()]
+    lines += [f"  {verb:14} {summary}" for verb, summary in VERBS.items()]
     try:
         lines += _registered_verbs()
     except PluginError as error:  # LOONGFORGE_PLUGINS is wrong: help must still help
@@ -153,5 +159,5 @@ def _registered_verbs() -> list[str]:
             typed = name if len(rivals) == 1 and name not in VERBS else f"{plugin.distribution}:{name}"
             state = plugin.state()
             summary = plugin.spec.summary if state == "ready" else state
-            lines.append(f"  {typed.replace('.', ' '):12} {summary} ({plugin.distribution})")
+            lines.append(f"  {typed.replace('.', ' '):14} {summary} ({plugin.distribution})")
     return lines
