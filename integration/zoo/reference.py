@@ -51,7 +51,7 @@ class Reference:
         return self._ask("routed", case, str(directory), str(batch), str(out), terms)
 
     def taught(self, case: str, directory: Path, batch: Path, out: Path, factor: float) -> dict[str, float]:
-        """As `measure`, with `factor` times the loss of the indexers."""
+        """As `measure`, with `factor` times the loss of the indexers, whose sum over layers is `indexers`."""
         return self._ask("taught", case, str(directory), str(batch), str(out), factor)
 
     def greedy(self, case: str, directory: Path, batch: Path) -> dict[str, Any]:
@@ -208,9 +208,10 @@ def taught(case: Any, directory: str, batch: str, out: str, factor: float) -> di
     watch = Watch(model)
     _, total, _ = _losses(case, model, tensors)
     loss = total / tensors["loss_mask"].sum()
-    (loss + factor * watch.loss()).backward()
+    taught = watch.loss()
+    (loss + factor * taught).backward()
     save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
-    return {"loss": loss.item()}
+    return {"loss": loss.item(), "indexers": taught.item()}
 
 
 def documents(case: Any, directory: str, batches: list[str], out: str) -> dict[str, float]:

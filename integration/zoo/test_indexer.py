@@ -47,3 +47,6 @@ def test_the_indexer_learns_what_attention_looks_at(layout: str, zoo: Any, tmp_p
         Side(loss=expected["loss"], logits=no_logits, gradients=gradients),
     )
     assert apart[0].worst < TOLERANCE, apart[:5]
+    layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in range(CASES[NAME].config["num_hidden_layers"])]
+    assert sum(layers) == pytest.approx(expected["indexers"], rel=1e-5)
+    assert found.extra["indexer_loss"] == pytest.approx(sum(layers) / len(layers))

@@ -69,8 +69,8 @@ class LatentAttention(MLASelfAttention):
             )  # fmt: skip
         else:
             self.core_attention = SparseAttention(
-                config, index, norm=submodules.kv_layernorm, rotary=self.rotary_pos_emb, scale=self.softmax_scale,
-                groups=pg_collection,
+                config, index, layer_number=layer_number, norm=submodules.kv_layernorm, rotary=self.rotary_pos_emb,
+                scale=self.softmax_scale, groups=pg_collection,
             )  # fmt: skip
         heads, hidden = config.num_attention_heads, config.hidden_size
         column = _ColumnBuilder(submodules.linear_kv_up_proj, config, pg_collection)

@@ -15,15 +15,10 @@ indexer's keys too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rope_utils import (
-    _apply_rotary_pos_emb_bshd,  # pyright: ignore[reportPrivateUsage] - turns the first channels of a head as they are
-)
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import (
@@ -34,8 +29,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from loongforge.core.megatron.context_parallel import local_indices, natural_order
+from loongforge.core.megatron.indexer import Indexer
 from loongforge.core.megatron.layers import PackedRow
-from loongforge.core.megatron.whole_linear import WholeLinear
 from loongforge.core.model.geometry import IndexGeometry
 from loongforge.kernels.indexer_kl import indexer_kl
 from loongforge.kernels.lightning_indexer import Selection, lightning_indexer
@@ -43,44 +38,8 @@ from loongforge.kernels.masked_mha import masked_mha
 from loongforge.kernels.row_bounds import row_bounds
 from loongforge.kernels.selection_bits import selection_bits
 
-KEY_NORM_EPSILON = 1e-6
 SCORE_BYTES = 1 << 28
 """Of attention scores that exist at a time while the indexer's target is computed."""
-
-
-class Indexer(MegatronModule):
-    """Queries from the latent, one key for all heads, and the weights of the heads; whole on every rank."""
-
-    def __init__(self, config: Any, index: IndexGeometry, norm: Any) -> None:
-        super().__init__(config=config)
-        self.index = index
-        self.linear_wq_b = WholeLinear(config.q_lora_rank, index.heads * index.head_dim, config)
-        self.linear_wk = WholeLinear(config.hidden_size, index.head_dim, config)
-        self.linear_weights_proj = WholeLinear(config.hidden_size, index.heads, config)
-        centred = copy(config)
-        centred.normalization, centred.layernorm_zero_centered_gamma = "LayerNorm", False
-        self.k_norm = norm(config=centred, hidden_size=index.head_dim, eps=KEY_NORM_EPSILON)
-        if index.loss_coeff == 0:
-            self.requires_grad_(False)  # no loss reaches it, and weight decay must not either
-
-    def forward(
-        self, x: torch.Tensor, qr: torch.Tensor, frequencies: torch.Tensor, amplitude: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x `[S, B, H]`, qr `[S, B, R]` and the angles of every token `[S, 1, 1, rope]` to queries `[S, B, I, E]`, keys
-        `[S, B, E]` and fp32 weights `[S, B, I]`, which carry the scores' scale."""
-        index = self.index
-
-        def turn(heads: torch.Tensor) -> torch.Tensor:
-            return _apply_rotary_pos_emb_bshd(
-                heads, frequencies, mla_rotary_interleaved=index.interleaved, mscale=amplitude
-            )
-
-        query = turn(self.linear_wq_b(qr)[0].unflatten(-1, (index.heads, index.head_dim)))
-        key = turn(self.k_norm(self.linear_wk(x)[0]).unsqueeze(-2)).squeeze(-2)
-        # fp32, as the release has it: near scores are told apart by it.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weights = F.linear(x.to(wide), self.linear_weights_proj.weight.to(wide))
-        return query, key, weights * (index.heads * index.head_dim) ** -0.5
 
 
 class SparseAttention(MegatronModule):
@@ -94,6 +53,7 @@ class SparseAttention(MegatronModule):
         config: Any,
         index: IndexGeometry,
         *,
+        layer_number: int,
         norm: Any,
         rotary: Any,
         scale: float,
@@ -105,7 +65,7 @@ class SparseAttention(MegatronModule):
         )
         self.index, self.rotary, self.scale = index, rotary, scale
         self.tp, self.cp = groups.tp, groups.cp
-        self.indexer = Indexer(config, index, norm)
+        self.indexer = Indexer(config, index, norm, layer_number)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
@@ -184,8 +144,9 @@ class SparseAttention(MegatronModule):
             if self.tp.size() > 1:
                 target = reduce_scatter_to_sequence_parallel_region(target, group=self.tp)
         # A sum over tokens: the trainer divides every gradient by the tokens of the global batch.
-        loss = self.index.loss_coeff * indexer_kl(chosen.scores, target, reduction="sum")
-        return MoEAuxLossAutoScaler.apply(output, loss)
+        loss = indexer_kl(chosen.scores, target, reduction="sum")
+        self.indexer.note(loss, len(target))
+        return MoEAuxLossAutoScaler.apply(output, self.index.loss_coeff * loss)
 
     def _learns(self) -> bool:
         """Whether this pass teaches the indexer."""

@@ -39,7 +39,7 @@ class StepResult:
     extra: Mapping[str, float] = field(default_factory=dict)
     """Further numbers by name: `mtp_loss` of further prediction layers, the mean over depths; of a model with experts
     `load_balancing_loss`, 1 when they are used evenly, and `expert_load`, the tokens of the busiest expert of any layer
-    relative to the mean."""
+    relative to the mean; `indexer_loss` of indexers that learn, before its factor, the mean over layers and tokens."""
     detail: Mapping[str, float] = field(default_factory=dict)
     """Numbers of every layer by name, `expert_load/max/layer_3`, for files and trackers alone."""
 
@@ -69,15 +69,22 @@ def train_step(plan: Plan, world: World, training: Training, micro_batches: Sequ
     _clip_and_update(plan, training, grad_norm)
     training.schedule.step(increment=plan.global_batch_size)
     extra, detail = _expert_numbers(plan, training, world)
-    extra = prediction_numbers(further) | extra
+    taught, by_layer = _index_numbers(plan, training, world)
+    extra, detail = prediction_numbers(further) | extra | taught, detail | by_layer
     return StepResult(loss=loss, loss_tokens=tokens, grad_norm=grad_norm, lr=lr, extra=extra, detail=detail)
 
 
 def _has_layer_losses(plan: Plan) -> bool:
     """Whether layers add losses of their own: routers, or indexers that choose keys."""
-    experts, latent = plan.geometry.experts, plan.geometry.latent
-    teaches = latent is not None and latent.index is not None and latent.index.loss_coeff > 0
-    return teaches or (experts is not None and (experts.balance_coeff > 0 or plan.config.moe.moe_z_loss_coeff > 0))
+    experts = plan.geometry.experts
+    routed = experts is not None and (experts.balance_coeff > 0 or plan.config.moe.moe_z_loss_coeff > 0)
+    return routed or _teaches(plan)
+
+
+def _teaches(plan: Plan) -> bool:
+    """Whether a loss teaches indexers that choose keys."""
+    latent = plan.geometry.latent
+    return latent is not None and latent.index is not None and latent.index.loss_coeff > 0
 
 
 def _weigh_layer_losses(training: Training, world: World, micro_batches: Sequence[Batch]) -> None:
@@ -107,6 +114,17 @@ def _expert_numbers(plan: Plan, training: Training, world: World) -> tuple[dict[
         extra["expert_load"] = max(load.imbalance for load in found.loads.values())
     detail = load_numbers(found.loads, drops=plan.config.moe.moe_expert_capacity_factor is not None)
     return extra, detail if found.z_loss is None else {**detail, "router_z_loss": found.z_loss}
+
+
+def _index_numbers(plan: Plan, training: Training, world: World) -> tuple[dict[str, float], dict[str, float]]:
+    """For the step's line, and for every layer; nothing of a model whose indexers do not learn. Collective."""
+    if not _teaches(plan):
+        return {}, {}
+    from loongforge.core.megatron.indexer import take_index_losses
+
+    losses = take_index_losses(training.chunks, plan.geometry, world)
+    detail = {f"indexer_loss/layer_{layer}": loss for layer, loss in losses.items()}
+    return ({"indexer_loss": sum(losses.values()) / len(losses)} if losses else {}), detail
 
 
 def evaluate(plan: Plan, world: World, training: Training, micro_batches: Sequence[Batch]) -> tuple[float, int]:
