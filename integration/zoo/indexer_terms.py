@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
 
 
 class Watch:
-    """What every layer's indexer read and chose, and what attention gave, of the passes since this was made."""
+    """What the indexer of each of `layers` layers read and chose, and what attention gave, of the first pass since this
+    was made. `topk`: the keys that are chosen, in place of the model's own number."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, layers: int, topk: int | None = None) -> None:
         model.set_attn_implementation("eager")  # the one that says its probabilities
         self._read: list[tuple[Any, ...]] = []
         self._chosen: list[torch.Tensor] = []
         self._gave: list[torch.Tensor] = []
+        self._layers = layers
         for layer in model.model.layers:
             indexer = layer.self_attn.indexer
+            indexer.index_topk = topk or indexer.index_topk
             indexer.register_forward_hook(self._indexed)
             layer.self_attn.register_forward_hook(lambda _, __, output: self._gave.append(output[1].detach()))
 
@@ -26,11 +30,9 @@ class Watch:
 
     def loss(self) -> Any:
         """The sum over layers of the mean over tokens."""
-        assert self._read, "no pass yet"
-        return sum(
-            divergence(scores(*read), chosen, gave)
-            for read, chosen, gave in zip(self._read, self._chosen, self._gave, strict=True)
-        )
+        assert len(self._read) >= self._layers, "no pass yet"
+        seen = zip(self._read, self._chosen, self._gave, strict=True)
+        return sum(divergence(scores(*read), chosen, gave) for read, chosen, gave in islice(seen, self._layers))
 
 
 def scores(indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any) -> torch.Tensor:

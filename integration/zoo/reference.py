@@ -50,9 +50,12 @@ class Reference:
         """As `measure`, with what training adds for routers: `kind`, `balance` and `z_loss`; and their `loads`."""
         return self._ask("routed", case, str(directory), str(batch), str(out), terms)
 
-    def taught(self, case: str, directory: Path, batch: Path, out: Path, factor: float) -> dict[str, float]:
-        """As `measure`, with `factor` times the loss of the indexers, whose sum over layers is `indexers`."""
-        return self._ask("taught", case, str(directory), str(batch), str(out), factor)
+    def taught(
+        self, case: str, directory: Path, batch: Path, out: Path, factor: float, *, every: bool = False
+    ) -> dict[str, float]:
+        """As `measure`, with `factor` times the loss of the model's own indexers, whose sum over layers is `indexers`;
+        `every`: while attention goes to every key."""
+        return self._ask("taught", case, str(directory), str(batch), str(out), factor, every)
 
     def greedy(self, case: str, directory: Path, batch: Path) -> dict[str, Any]:
         """`chosen`: the most probable token at every place, of the model and of each further layer."""
@@ -198,18 +201,19 @@ def routed(case: Any, directory: str, batch: str, out: str, terms: dict[str, Any
     }
 
 
-def taught(case: Any, directory: str, batch: str, out: str, factor: float) -> dict[str, float]:
+def taught(case: Any, directory: str, batch: str, out: str, factor: float, every: bool) -> dict[str, float]:
     """Forward and backward over the whole batch."""
     from indexer_terms import Watch
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(batch)
     model = load(case, directory)
-    watch = Watch(model)
-    _, total, _ = _losses(case, model, tensors)
+    everything = tensors["tokens"].size(1) if every else None
+    watch = Watch(getattr(model, "trunk", model), case.config["num_hidden_layers"], everything)
+    _, total, extra = _losses(case, model, tensors)
     loss = total / tensors["loss_mask"].sum()
     taught = watch.loss()
-    (loss + factor * taught).backward()
+    (loss + factor * taught + (0.0 if extra is None else extra)).backward()
     save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
     return {"loss": loss.item(), "indexers": taught.item()}
 

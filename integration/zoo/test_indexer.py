@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,35 +19,121 @@ NAME, COEFFICIENT = "deepseek_v32", 0.7
 TOLERANCE = 2e-5
 """Relative, fp32. Measured: below 3e-6. A loss left out leaves gradients of 0, one weighed wrong is off by 0.1."""
 
+MASKED, GATHER = ("--dsa-route", "masked"), ("--dsa-route", "gather")
+PAIRS = ("--micro-batch-size", "2")
+WHOLE = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+PARTS = ("--recompute-granularity", "selective", "--recompute-modules", "core_attn", "mla_up_proj")
+TAUGHT = [
+    ("tp2-sp", (*MASKED, *PAIRS)),
+    ("pp2", (*MASKED, *WHOLE)),
+    ("cp2", (*GATHER, *PAIRS, *PARTS)),
+    ("tp2-sp-ep2", (*GATHER, *WHOLE)),
+]
+WARMED = [("tp2-sp", PAIRS), ("cp2", WHOLE), ("pp2", ())]
 
-@pytest.mark.parametrize("layout", ["tp2-sp-pp2", "cp2"])
-def test_the_indexer_learns_what_attention_looks_at(layout: str, zoo: Any, tmp_path: Path) -> None:
-    from proof import GRADIENTS, SEQUENCES, config_of, one_step, read
+
+@dataclass(frozen=True)
+class Reference:
+    """One batch, and what transformers' model makes of it."""
+
+    batch: dict[str, torch.Tensor]
+    losses: dict[str, float]
+    gradients: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def taught(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`taught(name, every=False)`: the reference of a case, made once."""
+    from proof import SEQUENCES, config_of
 
     from loongforge.ckpt.verify.batch import make_batch
+
+    made: dict[tuple[str, bool], Reference] = {}
+
+    def of(name: str, *, every: bool = False) -> Reference:
+        if (name, every) not in made:
+            scratch, directory = tmp_path_factory.mktemp("taught"), zoo.checkpoint(name)
+            batch = make_batch(config_of(CASES[name], directory, "one"), SEQUENCES)
+            batch["loss_mask"][1, 3:20] = 0  # tokens that teach the indexer all the same
+            save_file(batch, scratch / "batch.safetensors")
+            out = scratch / "reference.safetensors"
+            losses = zoo.reference.taught(name, directory, scratch / "batch.safetensors", out, COEFFICIENT, every=every)
+            made[name, every] = Reference(batch, losses, load_file(out))
+        return made[name, every]
+
+    return of
+
+
+def step(zoo: Any, name: str, layout: str, batch: Any, flags: tuple[str, ...], scratch: Path) -> tuple[Any, Any]:
+    """What one step of ours measured, and its gradients."""
+    from proof import GRADIENTS, config_of, one_step, read
+
+    still = ("--clip-grad", "0", "--lr", "0", "--min-lr", "0", "--dsa-indexer-loss-coeff", str(COEFFICIENT))
+    config = config_of(CASES[name], zoo.checkpoint(name), layout, *still, *flags)
+    scratch.mkdir(exist_ok=True)
+    found = run_distributed(partial(one_step, config=config, batch=batch, scratch=scratch), LAYOUTS[layout][1])[0]
+    return found, read(scratch / GRADIENTS)
+
+
+def agree(found: Any, gradients: Any, expected: Reference) -> None:
+    """Loss, every gradient, and what is logged of the model's own layers."""
     from loongforge.ckpt.verify.difference import Side, differences
 
-    directory = zoo.checkpoint(NAME)
-    still = ("--clip-grad", "0", "--lr", "0", "--min-lr", "0")
-    config = config_of(CASES[NAME], directory, layout, "--dsa-indexer-loss-coeff", str(COEFFICIENT), *still)
-    batch = make_batch(config, SEQUENCES)
-    batch["loss_mask"][1, 3:20] = 0  # tokens that teach the indexer all the same
-    save_file(batch, tmp_path / "batch.safetensors")
-    expected = zoo.reference.taught(
-        NAME, directory, tmp_path / "batch.safetensors", tmp_path / "reference.safetensors", COEFFICIENT
-    )
-    work = partial(one_step, config=config, batch=batch, scratch=tmp_path)
-    found = run_distributed(work, LAYOUTS[layout][1])[0]
-    gradients = load_file(tmp_path / "reference.safetensors")
-    taught = [name for name in gradients if ".indexer." in name]
-    assert len(taught) == 5 * CASES[NAME].config["num_hidden_layers"]
-    assert all(gradients[name].abs().max() > 0 for name in taught)
-    no_logits = torch.zeros(1)
+    nothing = torch.zeros(1)
     apart = differences(
-        Side(loss=found.loss, logits=no_logits, gradients=read(tmp_path / GRADIENTS)),
-        Side(loss=expected["loss"], logits=no_logits, gradients=gradients),
+        Side(loss=found.loss, logits=nothing, gradients=gradients),
+        Side(loss=expected.losses["loss"], logits=nothing, gradients=expected.gradients),
     )
     assert apart[0].worst < TOLERANCE, apart[:5]
     layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in range(CASES[NAME].config["num_hidden_layers"])]
-    assert sum(layers) == pytest.approx(expected["indexers"], rel=1e-5)
-    assert found.extra["indexer_loss"] == pytest.approx(sum(layers) / len(layers))
+    assert sum(layers) == pytest.approx(expected.losses["indexers"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("layout", "flags"), TAUGHT)
+def test_the_indexer_learns_what_attention_looks_at(
+    layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
+) -> None:
+    """By either route, with sequences side by side, recomputed: loss, gradients and the number in the log."""
+    expected = taught(NAME)
+    indexers = [one for name, one in expected.gradients.items() if ".indexer." in name]
+    assert len(indexers) == 5 * CASES[NAME].config["num_hidden_layers"]
+    assert all(one.abs().max() > 0 for one in indexers)
+    found, gradients = step(zoo, NAME, layout, expected.batch, flags, tmp_path)
+    agree(found, gradients, expected)
+    assert found.extra["indexer_loss"] * CASES[NAME].config["num_hidden_layers"] == pytest.approx(
+        expected.losses["indexers"], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("layout", "flags"), WARMED)
+def test_the_warm_up_teaches_the_indexer_alone_on_every_key(
+    layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
+) -> None:
+    expected = taught(NAME, every=True)
+    for name, gradient in expected.gradients.items():
+        if ".indexer." not in name and not name.endswith("e_score_correction_bias"):  # a buffer, as it is on both sides
+            gradient.zero_()  # transformers' model trains whole
+    found, gradients = step(zoo, NAME, layout, expected.batch, (*flags, "--dsa-indexer-warmup"), tmp_path)
+    agree(found, gradients, expected)
+
+
+def test_a_further_layer_has_an_indexer_too(taught: Any, zoo: Any, tmp_path: Path) -> None:
+    """Multi-token prediction: the model's own as the reference has it, the further layer's alike in two layouts."""
+    name = "deepseek_v32 predicting"
+    expected = taught(name)
+    (one, alone), (other, spread) = (
+        step(zoo, name, layout, expected.batch, flags, tmp_path / layout)
+        for layout, flags in (("one", MASKED), ("tp2-sp-ep2", (*GATHER, *WHOLE, *PAIRS)))
+    )
+    further = [key for key in alone if key.startswith("model.layers.4.") and ".indexer." in key]
+    assert len(further) == 5
+    for key in further:
+        assert alone[key].abs().max() > 0
+        assert (alone[key] - spread[key]).abs().max() < TOLERANCE * alone[key].abs().max()
+        expected.gradients[key] = alone[key]
+    agree(one, alone, expected)
+    for key in further:
+        expected.gradients[key] = spread[key]
+    agree(other, spread, expected)
+    assert one.extra["mtp_loss"] == pytest.approx(other.extra["mtp_loss"], rel=1e-5)
+    assert one.detail["indexer_loss/layer_4"] == pytest.approx(other.detail["indexer_loss/layer_4"], rel=1e-5)

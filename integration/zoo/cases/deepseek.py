@@ -106,4 +106,11 @@ CASES = {
         layouts=EXPERTS,
         flags=STILL,
     ),
+    "deepseek_v32 predicting": predicting(
+        "AS_LAYERS",
+        family="deepseek32",
+        config={**V32, "num_nextn_predict_layers": 1},
+        layouts=("one",),
+        flags=STILL,
+    ),
 }

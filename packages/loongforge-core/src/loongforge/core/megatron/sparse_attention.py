@@ -2,21 +2,21 @@
 
 Core attention of `LatentAttention`, with an indexer of its own. The indexer sees the layer's input and the latent of
 the queries without a way back for gradients, and learns from one loss alone: how far its scores are from what attention
-gave the keys that it chose (equation 4). Queries, keys and values come with all their heads' widths, so that heads stay
-apart over tensor parallel ranks; scores outside the choice are masked.
+gave the keys that it chose (equation 4), or in its warm-up, where attention goes to every key, from what it gave all of
+them (equation 3).
 
 Shapes: S tokens of a sequence on this context parallel rank, C on all of them, B batch, N heads of this tensor parallel
-rank, D and V widths of a key's and a value's head, R rank of the query latent, H hidden, I index heads, E their width,
-K chosen keys. Under sequence parallelism what the indexer reads is split over tensor parallel ranks; each chooses for
-its own tokens, so that all have the same choice. Keys and values of other context parallel ranks are gathered, the
-indexer's keys too.
+rank, D and V widths of a key's and a value's head, L rank of the latent of keys and values and P width of the rotated
+part beside it, R rank of the query latent, H hidden, I index heads, E their width, K chosen keys. Under sequence
+parallelism what the indexer reads is split over tensor parallel ranks; each chooses for its own tokens, so that all
+have the same choice. Keys and values of other context parallel ranks are gathered, the indexer's keys too. Heads stay
+apart over tensor parallel ranks, whatever the route.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -30,16 +30,31 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from loongforge.core.megatron.context_parallel import local_indices, natural_order
 from loongforge.core.megatron.indexer import Indexer
+from loongforge.core.megatron.indexer_loss import Scored, chosen_shares, every_key_loss, key_shares, rows_at_once
 from loongforge.core.megatron.layers import PackedRow
-from loongforge.core.model.geometry import IndexGeometry
+from loongforge.core.model.geometry import IndexGeometry, LatentGeometry
+from loongforge.core.model.sparse_route import sparse_route
+from loongforge.kernels.attention_target import attention_target
+from loongforge.kernels.dsa import absorb
 from loongforge.kernels.indexer_kl import indexer_kl
 from loongforge.kernels.lightning_indexer import Selection, lightning_indexer
 from loongforge.kernels.masked_mha import masked_mha
 from loongforge.kernels.row_bounds import row_bounds
 from loongforge.kernels.selection_bits import selection_bits
+from loongforge.kernels.sparse_mla import sparse_mla
 
-SCORE_BYTES = 1 << 28
-"""Of attention scores that exist at a time while the indexer's target is computed."""
+
+class Sight(NamedTuple):
+    """What this context parallel rank's tokens of a row may see."""
+
+    boundaries: tuple[int, ...]
+    """Of the documents of the whole row."""
+    ks: torch.Tensor
+    """First key of each token, int32 `[S]`."""
+    ke: torch.Tensor
+    """One past its last key."""
+    rows: torch.Tensor
+    """Place of each token in the row."""
 
 
 class SparseAttention(MegatronModule):
@@ -51,7 +66,7 @@ class SparseAttention(MegatronModule):
     def __init__(
         self,
         config: Any,
-        index: IndexGeometry,
+        latent: LatentGeometry,
         *,
         layer_number: int,
         norm: Any,
@@ -60,12 +75,28 @@ class SparseAttention(MegatronModule):
         groups: ProcessGroupCollection,
     ) -> None:
         super().__init__(config=config)
+        assert latent.index is not None, "built for models with an indexer"
+        index: IndexGeometry = latent.index
         assert config.num_moe_experts or not index.loss_coeff, (
             "megatron-core scales such a loss for models with experts"
         )
-        self.index, self.rotary, self.scale = index, rotary, scale
+        self.latent, self.index, self.rotary, self.scale = latent, index, rotary, scale
         self.tp, self.cp = groups.tp, groups.cp
         self.indexer = Indexer(config, index, norm, layer_number)
+
+    def boundaries(self, tokens: int, packed: PackedSeqParams | None) -> tuple[int, ...]:
+        """Of the documents of a row, of which this context parallel rank has `tokens`."""
+        if packed is None:
+            return (0, tokens * self.cp.size())
+        assert isinstance(packed, PackedRow), "packed rows come as PackedRow"
+        return packed.boundaries
+
+    def absorbs(self, tokens: int, packed: PackedSeqParams | None) -> bool:
+        """Whether queries meet the latent itself in such a row: `forward` takes it, and the up-projection, then."""
+        boundaries = self.boundaries(tokens, packed)
+        heads, longest = self.config.num_attention_heads // self.tp.size(), _longest(boundaries)
+        found = sparse_route(self.latent, heads=heads, queries=tokens, keys=boundaries[-1], longest=longest)
+        return found.route == "gather"
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
@@ -75,20 +106,29 @@ class SparseAttention(MegatronModule):
         """Query and key `[S, B, N, D]`, value `[S, B, N, V]`, x `[S, B, H]` and qr `[S, B, R]` of this rank's tokens to
         `[S, B, N * V]`.
 
-        Packed rows have no B, but for x.
+        Or `absorbs`: the latent with the rotated key `[S, B, L + P]` in place of key, the up-projection
+        `[N, D - P + V, L]` in place of value. Packed rows have no B, but for x.
         """
-        boundaries = (0, query.size(0) * self.cp.size())
+        boundaries, absorbed = self.boundaries(len(query), packed_seq_params), key.dim() < query.dim()
         if packed_seq_params is not None:
-            assert isinstance(packed_seq_params, PackedRow), "packed rows come as PackedRow"
-            query, key, value = (t.unsqueeze(1) if t.dim() == 3 else t for t in (query, key, value))
-            qr, boundaries = qr.view(*x.shape[:2], -1), packed_seq_params.boundaries
+            query, key, qr = query.unsqueeze(1), key.unsqueeze(1), qr.view(*x.shape[:2], -1)
+            value = value if absorbed else value.unsqueeze(1)
         rows = local_indices(boundaries, self.cp.rank(), self.cp.size()).to(query.device)
-        key, value = self._of_all_contexts(key, boundaries), self._of_all_contexts(value, boundaries)
-        ks, ke = row_bounds(torch.tensor(boundaries, device=query.device), rows)
-        chosen = self._choose(x.detach(), qr.detach(), boundaries, rows, ks, ke)
-        outputs = [
-            self._attend(query[:, row], key[:, row], value[:, row], chosen[row], ks, ke) for row in range(query.size(1))
+        sight = Sight(boundaries, *row_bounds(torch.tensor(boundaries, device=query.device), rows), rows)
+        key = self._of_all_contexts(key, boundaries)
+        value = value if absorbed else self._of_all_contexts(value, boundaries)
+        operands = [
+            (query[:, row].contiguous(), key[:, row].contiguous(), value if absorbed else value[:, row].contiguous())
+            for row in range(query.size(1))
         ]
+        x, qr = x.detach(), qr.detach()
+        if self.index.warmup:
+            scored = self._score(x, qr, sight) if self._learns() else [None] * len(operands)
+            outputs = [self._attend_to_all(*one, made, sight) for one, made in zip(operands, scored, strict=True)]
+        else:
+            needed = absorbed or self._learns() or _longest(boundaries) > self.index.topk
+            chosen = self._choose(x, qr, sight) if needed else [None] * len(operands)
+            outputs = [self._attend(*one, made, sight) for one, made in zip(operands, chosen, strict=True)]
         return torch.stack(outputs, dim=1).flatten(2)
 
     def _of_all_contexts(self, tensor: torch.Tensor, boundaries: tuple[int, ...]) -> torch.Tensor:
@@ -99,76 +139,89 @@ class SparseAttention(MegatronModule):
         gathered = gather_from_sequence_parallel_region(tensor, group=self.cp)
         return gathered[natural_order(boundaries, size).to(tensor.device)]
 
-    def _choose(
-        self, x: torch.Tensor, qr: torch.Tensor, boundaries: tuple[int, ...], rows: torch.Tensor, ks: torch.Tensor,
-        ke: torch.Tensor,
-    ) -> Sequence[Selection | None]:  # fmt: skip
-        """For each row of the batch the keys of this rank's tokens; None where all that a token sees is chosen."""
-        longest = max(end - start for start, end in pairwise(boundaries))
-        if longest <= self.index.topk and not self._learns():
-            return [None] * x.size(1)
-        mine = slice(self.tp.rank() * len(x), (self.tp.rank() + 1) * len(x))
-        rows, ks, ke = rows[mine], ks[mine], ke[mine]
-        table: Any = self.rotary(longest, packed_seq=True)  # a packed row's table is whole
+    def _score(self, x: torch.Tensor, qr: torch.Tensor, sight: Sight) -> list[Scored]:
+        """What the indexer makes of every row of the batch."""
+        rows, ks = (one[self._mine(len(x))] for one in (sight.rows, sight.ks))
+        table: Any = self.rotary(_longest(sight.boundaries), packed_seq=True)  # a packed row's table is whole
         frequencies, amplitude = table if isinstance(table, tuple) else (table, 1.0)
         query, key, weights = self.indexer(x, qr, frequencies[rows - ks], amplitude)
         if self.tp.size() > 1:
             key = gather_from_sequence_parallel_region(key, group=self.tp)
-        key = self._of_all_contexts(key, boundaries)
+        key = self._of_all_contexts(key, sight.boundaries)
+        return [Scored(*(tensor[:, row].contiguous() for tensor in (query, key, weights))) for row in range(x.size(1))]
+
+    def _choose(self, x: torch.Tensor, qr: torch.Tensor, sight: Sight) -> list[Selection]:
+        """For every row of the batch the keys of this tensor parallel rank's tokens."""
+        ks, ke = (one[self._mine(len(x))] for one in (sight.ks, sight.ke))
         exact = torch.are_deterministic_algorithms_enabled()
         return [
-            lightning_indexer(
-                query[:, row].contiguous(), key[:, row].contiguous(), weights[:, row].contiguous(), ks, ke,
-                self.index.topk, deterministic=exact,
-            )
-            for row in range(x.size(1))
-        ]  # fmt: skip
+            lightning_indexer(*scored, ks, ke, self.index.topk, deterministic=exact)
+            for scored in self._score(x, qr, sight)
+        ]
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chosen: Selection | None,
-        ks: torch.Tensor, ke: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """One row of the batch: `[S, N, D]`, `[C, N, D]`, `[C, N, V]` to `[S, N, V]`."""
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chosen: Selection | None, sight: Sight
+    ) -> torch.Tensor:
+        """One row of the batch: `[S, N, D]`, `[C, N, D]`, `[C, N, V]`, or as `forward` takes them absorbed, to
+        `[S, N, V]`; `chosen` is None where all that a token sees is."""
         if chosen is None:
-            return masked_mha(query, key, value, None, ks, ke, self.scale)[0]
-        indices = chosen.indices
+            return masked_mha(query, key, value, None, sight.ks, sight.ke, self.scale)[0]
+        indices, absorbed = chosen.indices, key.dim() == 2
         if self.tp.size() > 1:
             indices = gather_from_sequence_parallel_region(indices, group=self.tp)
-        bits = selection_bits(indices, len(key))
-        output, lse = masked_mha(query, key, value, bits, ks, ke, self.scale)
+        if absorbed:
+            content = query.size(2) - key.size(1) + value.size(2)
+            query = absorb(query, value[:, :content])
+            compressed, lse = sparse_mla(query, key, indices, scale=self.scale, d_v=value.size(2))
+            output = torch.einsum("snl,nvl->snv", compressed, value[:, content:])
+        else:
+            bits = selection_bits(indices, len(key))
+            output, lse = masked_mha(query, key, value, bits, sight.ks, sight.ke, self.scale)
         if not self._learns():
             return output
         with torch.no_grad():
-            target = chosen_shares(query, key, indices, lse, self.scale)
-            if self.tp.size() > 1:
-                target = reduce_scatter_to_sequence_parallel_region(target, group=self.tp)
-        # A sum over tokens: the trainer divides every gradient by the tokens of the global batch.
-        loss = indexer_kl(chosen.scores, target, reduction="sum")
-        self.indexer.note(loss, len(target))
+            shares = attention_target if absorbed else chosen_shares
+            target = self._of_all_heads(shares(query, key, indices, lse, scale=self.scale))
+        return self._taught(output, indexer_kl(chosen.scores, target, reduction="sum"), len(target))
+
+    def _attend_to_all(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scored: Scored | None, sight: Sight
+    ) -> torch.Tensor:
+        """One row of the batch as `_attend` takes it; every key is seen, and the indexer learns where it has scored."""
+        output, lse = masked_mha(query, key, value, None, sight.ks, sight.ke, self.scale)
+        if scored is None:
+            return output
+        tokens, size = len(scored.query), self.tp.size()
+
+        def shares(part: slice) -> torch.Tensor:
+            rows = torch.arange(len(query), device=query.device).view(size, tokens)[:, part].flatten()
+            bounds = sight.ks[rows], sight.ke[rows]
+            return self._of_all_heads(key_shares(query[rows], key, lse[rows], *bounds, scale=self.scale))
+
+        ks, ke = (one[self._mine(tokens)] for one in (sight.ks, sight.ke))
+        loss = every_key_loss(scored, ks, ke, shares, rows_at_once(len(key) * size))
+        # Of what is below, indexers alone train, and the residual stream leads to their losses.
+        return self._taught(output.detach(), loss, tokens)
+
+    def _taught(self, output: torch.Tensor, loss: torch.Tensor, tokens: int) -> torch.Tensor:
+        """`output`, whose backward pass begins that of the loss: a sum over tokens, because the trainer divides every
+        gradient by the tokens of the global batch."""
+        self.indexer.note(loss, tokens)
         return MoEAuxLossAutoScaler.apply(output, self.index.loss_coeff * loss)
+
+    def _of_all_heads(self, shares: torch.Tensor) -> torch.Tensor:
+        """From shares of this rank's heads for the tokens of all tensor parallel ranks `[S, ...]`, one rank after the
+        other, those of all heads for this rank's tokens."""
+        return reduce_scatter_to_sequence_parallel_region(shares, group=self.tp) if self.tp.size() > 1 else shares
+
+    def _mine(self, tokens: int) -> slice:
+        """This tensor parallel rank's tokens among the context parallel rank's."""
+        return slice(self.tp.rank() * tokens, (self.tp.rank() + 1) * tokens)
 
     def _learns(self) -> bool:
         """Whether this pass teaches the indexer."""
         return self.training and torch.is_grad_enabled() and self.indexer.linear_wk.weight.requires_grad
 
 
-def chosen_shares(
-    query: torch.Tensor, key: torch.Tensor, indices: torch.Tensor, lse: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """What attention gave each chosen key, summed over heads (equation 3): `[S, K]`, 0 where the index is no key.
-
-    query `[S, N, D]`, key `[C, N, D]`, indices int32 `[S, K]`, lse `[S, N]`. What
-    `loongforge.kernels.attention_target` computes from absorbed queries, here from the keys of every head.
-    """
-    wide, rows = lse.dtype, max(1, SCORE_BYTES // (4 * len(key)))
-    parts: list[torch.Tensor] = []
-    for start in range(0, len(query), rows):
-        part = slice(start, start + rows)
-        place = indices[part].clamp_min(0).long()
-        total = torch.zeros(place.shape, dtype=wide, device=query.device)
-        for head in range(query.size(1)):
-            scores = query[part, head].to(wide) @ key[:, head].to(wide).t() * scale
-            total += torch.exp(scores.gather(1, place) - lse[part, head, None])
-        parts.append(total.masked_fill(indices[part] < 0, 0.0))
-    return torch.cat(parts)
+def _longest(boundaries: tuple[int, ...]) -> int:
+    return max(end - start for start, end in pairwise(boundaries))

@@ -20,8 +20,9 @@ from loongforge.core.megatron.transformer_config import compute_type, transforme
 from loongforge.core.model.contract import BuildContext, TowerContext
 from loongforge.core.model.names import whole_model_names
 from loongforge.core.model.omni import Tower
-from loongforge.core.model.trainable import Part, count_parts
+from loongforge.core.model.trainable import Part, count_parts, is_indexer
 from loongforge.core.plan import Plan
+from loongforge.core.plan.index import warms_up
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -157,7 +158,8 @@ def _ends(world: World, stage: int) -> tuple[bool, bool]:
 
 
 def freeze(plan: Plan, names: Mapping[str, Mapping[str, torch.nn.Parameter]], world: World) -> None:
-    """Turn gradients off for frozen components and patterns; a pattern that matches nothing on any rank is an error.
+    """Turn gradients off for frozen components and patterns, and in the warm-up of indexers for the rest of the
+    foundation; a pattern that matches nothing on any rank is an error.
 
     `names` are this rank's parameters by component and whole-model name. In a model of several components a pattern
     sees `component.name`.
@@ -172,7 +174,9 @@ def freeze(plan: Plan, names: Mapping[str, Mapping[str, torch.nn.Parameter]], wo
         for name, parameter in parameters.items():
             hits = {text for text, pattern in patterns.items() if pattern.search(prefix + name)}
             matched |= hits
-            if (model.components[component].freeze and not is_adapter(name)) or hits:
+            frozen = model.components[component].freeze and not is_adapter(name)
+            frozen |= component == "foundation" and warms_up(plan.geometry) and not is_indexer(name)
+            if frozen or hits:
                 parameter.requires_grad_(False)
             train += parameter.numel() if parameter.requires_grad else 0
             shown.append(prefix + name)

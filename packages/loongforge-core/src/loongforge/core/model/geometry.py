@@ -99,6 +99,11 @@ def _expert_problems(experts: ExpertGeometry) -> Iterator[str]:
             yield "groups with score_function='softmax' need normalise_topk=False: else they are chosen by raw logits."
 
 
+SparseRoute = Literal["auto", "masked", "gather"]
+"""How queries meet the chosen keys, with one result: all keys under a mask, or the chosen rows of the latent alone.
+`auto` goes by a table of speeds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexGeometry:
     """DeepSeek Sparse Attention (DeepSeek-V3.2, 2025): an indexer chooses the keys that each query attends to."""
@@ -112,6 +117,9 @@ class IndexGeometry:
     """The rotation pairs neighbouring channels (GLM-5) instead of the two halves (DeepSeek-V3.2)."""
     loss_coeff: float = 0.0
     """Factor of the loss that teaches the indexer what attention looks at; 0 leaves the indexer as it is."""
+    warmup: bool = False
+    """Attention goes to every key and its indexer alone trains, on all of them (DeepSeek-V3.2, 2025, 2.1.1)."""
+    route: SparseRoute = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

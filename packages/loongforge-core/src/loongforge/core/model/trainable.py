@@ -20,7 +20,8 @@ class Part:
 
     component: str
     part: str
-    """`embedding`, `decoder.layers`, `decoder.final_layernorm`, `output_layer`; `lora` for all adapters together."""
+    """`embedding`, `decoder.layers`, `decoder.final_layernorm`, `output_layer`; `lora` for all adapters together,
+    `indexer` for what chooses keys in all layers."""
     trained: int
     """Parameters that train."""
     total: int
@@ -74,8 +75,15 @@ def table(parts: tuple[Part, ...]) -> list[str]:
     ]
 
 
+def is_indexer(name: str) -> bool:
+    """Whether a parameter belongs to what chooses keys for sparse attention."""
+    return ".indexer." in name
+
+
 def _part(name: str) -> str:
     if ".lora." in name:
         return "lora"
+    if is_indexer(name):
+        return "indexer"
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if first == "decoder" else first

@@ -9,7 +9,7 @@ from loongforge.core.plan.delta import matrices as delta_matrices
 from loongforge.core.plan.delta import rule_products
 from loongforge.core.plan.images import ImageBudget
 from loongforge.core.plan.index import flops as index_flops
-from loongforge.core.plan.index import keys_seen
+from loongforge.core.plan.index import keys_seen, warms_up
 from loongforge.core.plan.parameters import dense_layers
 from loongforge.core.plan.plan import Plan
 
@@ -44,9 +44,10 @@ def flops_per_token(plan: Plan, length: int | None = None) -> int:
 
 def foundation_passes(plan: Plan) -> int:
     """Forward, gradient of the input, gradient of the weights; frozen, the last is not computed, nor the one before it
-    when nothing that comes earlier trains. Adapters need the first two; their own arithmetic is not counted."""
+    when nothing that comes earlier trains. Adapters need the first two, their own arithmetic is not counted; so does
+    the warm-up of indexers, whose losses are reached through the layers above."""
     components = plan.config.model.components
-    if plan.adapters:
+    if plan.adapters or warms_up(plan.geometry):
         return 2
     if not components["foundation"].freeze:
         return 3

@@ -6,12 +6,43 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loongforge.core.model.geometry import IndexGeometry, LatentGeometry, TransformerGeometry
+from loongforge.core.model.sparse_route import sparse_route
+from loongforge.kernels.dsa_costs import Plan as Route
 
 if TYPE_CHECKING:
+    from loongforge.core.config.run import ModelConfig
     from loongforge.core.plan.candidate import Candidate
     from loongforge.core.plan.plan import Plan
 
 INT32 = FP32 = 4
+
+
+def index_of(geometry: TransformerGeometry) -> IndexGeometry | None:
+    """The indexer of a model that has one."""
+    return None if geometry.latent is None else geometry.latent.index
+
+
+def warms_up(geometry: TransformerGeometry) -> bool:
+    """Whether indexers alone train, beside attention to every key."""
+    index = index_of(geometry)
+    return index is not None and index.warmup
+
+
+def route_of(plan: Plan | Candidate) -> Route | None:
+    """How a row of one document meets its chosen keys and why; None without an indexer."""
+    geometry, layout, keys = plan.geometry, plan.layout, plan.config.train.seq_length
+    if geometry.latent is None or geometry.latent.index is None:
+        return None
+    heads = geometry.num_attention_heads // layout.tp
+    return sparse_route(geometry.latent, heads=heads, queries=keys // layout.cp, keys=keys)
+
+
+def route_line(plan: Plan) -> str | None:
+    """What `route_of` says, for the user."""
+    route = route_of(plan)
+    if route is None or warms_up(plan.geometry):
+        return None if route is None else f"{route.line()}."
+    return f"{route.line()}; packed rows go by their longest document."
 
 
 def matrices(geometry: TransformerGeometry, latent: LatentGeometry, index: IndexGeometry) -> int:
@@ -23,15 +54,15 @@ def matrices(geometry: TransformerGeometry, latent: LatentGeometry, index: Index
 
 def elements(geometry: TransformerGeometry) -> int:
     """Elements of one layer's indexer, which every tensor parallel rank holds: matrices, norm of the keys."""
-    latent = geometry.latent
-    index = None if latent is None else latent.index
+    latent, index = geometry.latent, index_of(geometry)
     return 0 if latent is None or index is None else matrices(geometry, latent, index) + 2 * index.head_dim
 
 
 def keys_seen(latent: LatentGeometry | None, length: int) -> float:
     """Keys that a token of a document of `length` attends to in the mean, counted as half of the document without a
     choice; with one, no token attends to more than top-k."""
-    topk = length if latent is None or latent.index is None else min(latent.index.topk, length)
+    index = None if latent is None else latent.index
+    topk = length if index is None or index.warmup else min(index.topk, length)
     return topk - topk**2 / (2 * length)
 
 
@@ -41,8 +72,7 @@ def flops(geometry: TransformerGeometry, length: int) -> int:
     Where a loss teaches the indexer, the gradients of its matrices, and of the chosen keys' scores in queries and keys.
     No gradient goes on from it, and the loss itself is not counted.
     """
-    latent = geometry.latent
-    index = None if latent is None else latent.index
+    latent, index = geometry.latent, index_of(geometry)
     if latent is None or index is None:
         return 0
     width, times = index.heads * index.head_dim, 1 + (index.loss_coeff > 0)
@@ -52,30 +82,70 @@ def flops(geometry: TransformerGeometry, length: int) -> int:
 
 
 def kept_bytes(plan: Plan, *, element: int) -> float:
-    """Bytes per token that one layer keeps for its backward pass: a bit for every key. Where a loss teaches the indexer
-    its operands besides, with what the weights of its heads come from in fp32 (divided under sequence parallelism; the
-    keys of all), and of every chosen key the number, the score and what attention gave it."""
-    latent, layout = plan.geometry.latent, plan.layout
-    index = None if latent is None else latent.index
-    if index is None:
+    """Bytes per token that one layer keeps for its backward pass: a bit for every key, or where rows are gathered the
+    numbers of those chosen. Where a loss teaches the indexer its operands besides, with what the weights of its heads
+    come from in fp32 (divided under sequence parallelism; the keys of all), and of every chosen key the number, the
+    score and what attention gave it; in its warm-up gradients instead, as large as the operands."""
+    index, layout, route = index_of(plan.geometry), plan.layout, route_of(plan)
+    if index is None or route is None:
         return 0.0
-    bits = plan.seq_length / 8
+    chosen = min(index.topk, plan.seq_length)
+    seen = INT32 * chosen if route.route == "gather" else plan.seq_length / 8
     if not index.loss_coeff:
-        return bits
+        return seen
     split = layout.tp if layout.sp else 1
     operands = (2 * index.heads * index.head_dim + 3 * index.head_dim) / split + index.head_dim * layout.cp
-    chosen = (INT32 + 2 * FP32) * min(index.topk, plan.seq_length)
+    taught = (INT32 + 2 * FP32) * chosen
+    if index.warmup:
+        seen = taught = 0
     wide = FP32 * (index.heads + (plan.geometry.hidden_size if element != FP32 else 0))
-    return bits + operands * element + (chosen + wide) / split
+    return seen + operands * element + (taught + wide) / split
+
+
+def gathered_elements(plan: Plan, latent: LatentGeometry) -> float:
+    """Per token and rank, kept by attention where rows of the latent are gathered: the rotated query, the query for the
+    latent and what comes back through it, for each head; the rows of all context parallel ranks once."""
+    heads, rows = plan.geometry.num_attention_heads / plan.layout.tp, latent.kv_lora_rank + latent.qk_rope_head_dim
+    query = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    return heads * (query + rows + latent.kv_lora_rank) + rows * plan.layout.cp
 
 
 def index_rules(candidate: Candidate) -> Iterator[str]:
-    """A loss teaches what trains."""
-    latent, foundation = candidate.geometry.latent, candidate.config.model.foundation
-    if latent is None or latent.index is None or not latent.index.loss_coeff:
+    """A loss teaches what trains, and a route is one that there is."""
+    index, model = index_of(candidate.geometry), candidate.config.model
+    if index is None:
         return
-    if foundation.freeze or candidate.adapters:
+    dropped = [
+        one for one in candidate.adapters if one.dropout > 0 and one.matrix.linear.endswith(".linear_kv_up_proj")
+    ]
+    if dropped and (route := route_of(candidate)) is not None and route.route == "gather":
         yield (
-            f"model.foundation: dsa_indexer_loss_coeff={latent.index.loss_coeff} teaches an indexer that does not "
+            f"lora.dropout={dropped[0].dropout:g} of linear_kv_up_proj drops channels of tokens, and sparse attention "
+            "by the route 'gather' applies that matrix to none: use --dsa-route masked, or dropout=0 for it."
+        )
+    if index.warmup:
+        yield from _warmup_rules(index, model)
+    if index.loss_coeff and (model.foundation.freeze or candidate.adapters):
+        yield (
+            f"model.foundation: dsa_indexer_loss_coeff={index.loss_coeff} teaches an indexer that does not "
             "train here: set it to 0, or train the foundation whole."
         )
+
+
+def _warmup_rules(index: IndexGeometry, model: ModelConfig) -> Iterator[str]:
+    if not index.loss_coeff:
+        yield (
+            "model.foundation: dsa_indexer_warmup=True trains indexers alone, and dsa_indexer_loss_coeff=0 leaves them "
+            "nothing to learn from: set it to 1."
+        )
+    if index.route != "auto":
+        yield (
+            f"model.foundation: dsa_route={index.route!r} is about chosen keys, and dsa_indexer_warmup=True attends to "
+            "every key: leave one of them out."
+        )
+    for name, component in model.components.items():
+        if name != "foundation" and not component.freeze:
+            yield (
+                f"model.{name} trains, but dsa_indexer_warmup=True trains the indexers of the foundation alone: set "
+                f"+model.{name}.freeze=True."
+            )

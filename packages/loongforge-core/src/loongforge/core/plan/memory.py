@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import LatentGeometry
 from loongforge.core.plan.delta import delta_bytes, delta_layers
+from loongforge.core.plan.index import gathered_elements, route_of, warms_up
 from loongforge.core.plan.index import kept_bytes as index_bytes
 from loongforge.core.plan.lora import stage_adapters
-from loongforge.core.plan.parameters import Held, dense_layers, stage_held, stage_layers
+from loongforge.core.plan.parameters import Held, dense_layers, stage_held, stage_indexers, stage_layers
 from loongforge.core.plan.plan import Plan
 from loongforge.core.plan.stages import stage_chunks
 
@@ -58,8 +59,13 @@ def stage_memory(plan: Plan) -> tuple[Memory, ...]:
 
 
 def stage_trained(plan: Plan) -> tuple[Held, ...]:
-    """What trains on one rank of each pipeline stage, in stage order, if anything does: adapters, or the whole."""
-    return stage_adapters(plan) if plan.adapters else stage_held(plan.geometry, plan.padded_vocab_size, plan.layout)
+    """What trains on one rank of each pipeline stage, in stage order, if anything does: adapters, indexers in their
+    warm-up, or the whole."""
+    if plan.adapters:
+        return stage_adapters(plan)
+    if warms_up(plan.geometry):
+        return stage_indexers(plan.geometry, plan.layout)
+    return stage_held(plan.geometry, plan.padded_vocab_size, plan.layout)
 
 
 def stays(plan: Plan) -> bool:
@@ -207,6 +213,8 @@ def _latent_elements(plan: Plan, latent: LatentGeometry) -> float:
     pair = 0 if "mla_up_proj" in dropped else 2 * query
     if "core_attn" in dropped:
         inner = latent.qk_nope_head_dim + value  # what the up-projection gave holds the values
+    elif (route := route_of(plan)) is not None and route.route == "gather":
+        return low / split + gathered_elements(plan, latent) + heads * value
     elif latent.index is not None:
         # Values and output of their own width. Gathered keys are kept in place of this rank's.
         inner = value + (query + value) * layout.cp - query

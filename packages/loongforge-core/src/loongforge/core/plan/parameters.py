@@ -8,7 +8,7 @@ from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry, Trans
 from loongforge.core.plan.delta import delta_layers, split_elements
 from loongforge.core.plan.index import elements as index_elements
 from loongforge.core.plan.layout import Layout
-from loongforge.core.plan.stages import stage_chunks
+from loongforge.core.plan.stages import stage_chunks, stage_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,3 +173,10 @@ def stage_parameters(geometry: TransformerGeometry, padded_vocab_size: int, layo
     exceeds `count_parameters`.
     """
     return tuple(held.total for held in stage_held(geometry, padded_vocab_size, layout))
+
+
+def stage_indexers(geometry: TransformerGeometry, layout: Layout) -> tuple[Held, ...]:
+    """What indexers, which choose keys, hold on one rank of each pipeline stage, in stage order."""
+    layers = list(stage_sizes(geometry.num_layers, layout))
+    layers[-1] += geometry.prediction_layers
+    return tuple(Held(dense=index_elements(geometry) * count, experts=0) for count in layers)

@@ -10,9 +10,10 @@ from typing import Any
 from loongforge.core.plan.compute import encoder_flops_per_step, flops_per_step, flops_per_token, pipeline_bubble
 from loongforge.core.plan.encoder_memory import encoder_memory, fullest_rank, projector_memory, tower_parameters
 from loongforge.core.plan.images import ImageBudget
+from loongforge.core.plan.index import route_line, warms_up
 from loongforge.core.plan.layout import EncoderMode
 from loongforge.core.plan.lora import adapter_parameters
-from loongforge.core.plan.memory import Memory, stage_memory, stays
+from loongforge.core.plan.memory import Memory, stage_memory, stage_trained, stays
 from loongforge.core.plan.modes import Advice, ModeForecast, advise, forecasts
 from loongforge.core.plan.parameters import count_parameters, stage_parameters
 from loongforge.core.plan.plan import Plan
@@ -163,6 +164,11 @@ def _notes(plan: Plan) -> list[str]:
             f"adapters on {modules:,} modules train, {adapter_parameters(plan):,} parameters; the model is frozen, "
             "it has no gradients and no optimizer state."
         )
+    if (line := route_line(plan)) is not None:
+        notes.append(line)
+    if warms_up(plan.geometry):
+        trained = sum(held.total for held in stage_trained(plan))
+        notes.append(f"the indexers alone train, {trained:,} parameters; activations are counted as if all did.")
     if plan.config.model.freeze_parameters:
         notes.append("freeze_parameters is not known here: gradients and optimizer count every parameter.")
     if plan.geometry.experts is not None and plan.layout.etp > 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loongforge.core.config.run import RunConfig
 from loongforge.core.model.trainable import table
 from loongforge.core.plan import Plan
+from loongforge.core.plan.index import route_line
 from loongforge.core.watch.watch import Watch
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data,
         watch.note(f"Kernel {model.layers.grouped().line}.")
     if plan.geometry.delta is not None:
         watch.note(f"Kernel {model.layers.delta().line}.")
+    if (line := route_line(plan)) is not None:
+        watch.note(f"Kernel {line}")
     for line in table(model.parts):
         watch.note(line)
     if report := data.train.report():

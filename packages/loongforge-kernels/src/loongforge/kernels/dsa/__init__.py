@@ -22,12 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loongforge.kernels.attention_target import attention_target
-from loongforge.kernels.dsa.costs import ESTIMATED as ESTIMATED
-from loongforge.kernels.dsa.costs import Plan as Plan
-from loongforge.kernels.dsa.costs import Route as Route
-from loongforge.kernels.dsa.costs import Shape as Shape
-from loongforge.kernels.dsa.costs import Speeds as Speeds
-from loongforge.kernels.dsa.costs import plan as plan
+from loongforge.kernels.dsa_costs import ESTIMATED as ESTIMATED
+from loongforge.kernels.dsa_costs import Plan as Plan
+from loongforge.kernels.dsa_costs import Route as Route
+from loongforge.kernels.dsa_costs import Shape as Shape
+from loongforge.kernels.dsa_costs import Speeds as Speeds
+from loongforge.kernels.dsa_costs import plan as plan
 from loongforge.kernels.gather_scores import gather_scores
 from loongforge.kernels.indexer_kl import indexer_kl
 from loongforge.kernels.lightning_indexer import lightning_indexer
@@ -85,7 +85,7 @@ def dsa(
         if scores is None:
             scores = gather_scores(*index, indices, deterministic=deterministic)
         with torch.no_grad():
-            target = attention_target(_absorb(q, up[:, : shape.nope]), kv, indices, lse, scale=scale)
+            target = attention_target(absorb(q, up[:, : shape.nope]), kv, indices, lse, scale=scale)
             if tp_group is not None:
                 dist.all_reduce(target, group=tp_group)
         loss = indexer_kl(scores, target, row_weight, kl)
@@ -108,7 +108,7 @@ def _gather(
     """Output `[T, H, V]` and log-sum-exp through the latent."""
     latent = up.shape[2]
     nope = q.shape[2] - kv.shape[1] + latent
-    absorbed = _absorb(q, up[:, :nope])
+    absorbed = absorb(q, up[:, :nope])
     compressed, lse = sparse_mla(absorbed, kv, indices, scale=scale, d_v=latent, deterministic=deterministic)
     return torch.einsum("thc,hvc->thv", compressed, up[:, nope:]), lse
 
@@ -119,7 +119,7 @@ def _everything(ks: Tensor, ke: Tensor, topk: int) -> Tensor:
     return key.where(key < ke[:, None], -1)
 
 
-def _absorb(q: Tensor, up: Tensor) -> Tensor:
+def absorb(q: Tensor, up: Tensor) -> Tensor:
     """Queries for the latent itself `[T, H, C + R]` from q `[T, H, N + R]` and the keys' up-projection `[H, N, C]`."""
     nope = up.shape[1]
     return torch.cat((torch.einsum("thn,hnc->thc", q[..., :nope], up), q[..., nope:]), -1)

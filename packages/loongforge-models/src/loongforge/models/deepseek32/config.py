@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from loongforge.core.model.geometry import IndexGeometry
+from loongforge.core.model.geometry import IndexGeometry, SparseRoute
 from loongforge.models.deepseek3.config import DeepSeek3Config
 from loongforge.models.deepseek3.keys import HF_KEYS
-from loongforge.models.parts.checks import wrong_counts, wrong_rates
+from loongforge.models.parts.checks import wrong_choices, wrong_counts, wrong_rates, wrong_switches
 from loongforge.models.parts.hf_config import HFKeys
 
 SIZES = {
@@ -38,7 +38,12 @@ class DeepSeek32Config(DeepSeek3Config):
         only={**HF_KEYS.only, "mlp_bias": (False, "no released DeepSeek-V3.2 has biases")},
         special=(*HF_KEYS.special, "layer_types", "mlp_layer_types"),
     )
-    TRAINING: ClassVar[tuple[str, ...]] = (*DeepSeek3Config.TRAINING, "dsa_indexer_loss_coeff")
+    TRAINING: ClassVar[tuple[str, ...]] = (
+        *DeepSeek3Config.TRAINING,
+        "dsa_indexer_loss_coeff",
+        "dsa_indexer_warmup",
+        "dsa_route",
+    )
 
     dsa_indexer_n_heads: int
     """Heads of the indexer."""
@@ -48,7 +53,11 @@ class DeepSeek32Config(DeepSeek3Config):
     """Keys that a query attends to."""
     dsa_indexer_loss_coeff: float = 0.0
     """Factor of the loss that teaches the indexer what attention looks at; 0 leaves the indexer as it is. Not part of
-    `config.json`."""
+    `config.json`, nor are the fields below."""
+    dsa_indexer_warmup: bool = False
+    """Train the indexer alone, on what attention to every key gives each of them; the rest stays as loaded."""
+    dsa_route: SparseRoute = "auto"
+    """`masked` computes attention for all keys under a mask, `gather` for the chosen rows of the latent alone."""
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
@@ -56,6 +65,8 @@ class DeepSeek32Config(DeepSeek3Config):
             *DeepSeek3Config.own_problems(self),
             *wrong_counts(self.LABEL, self, *SIZES.values()),
             *wrong_rates(self.LABEL, self, "dsa_indexer_loss_coeff"),
+            *wrong_switches(self.LABEL, self, "dsa_indexer_warmup"),
+            *wrong_choices(self.LABEL, self, "dsa_route", get_args(SparseRoute)),
         ]
 
     def own_contradictions(self) -> list[str]:
@@ -98,5 +109,7 @@ class DeepSeek32Config(DeepSeek3Config):
             head_dim=self.dsa_indexer_head_dim,
             topk=self.dsa_indexer_topk,
             loss_coeff=self.dsa_indexer_loss_coeff,
+            warmup=self.dsa_indexer_warmup,
+            route=self.dsa_route,
         )
         return {**shared, "latent": replace(shared["latent"], index=index)}

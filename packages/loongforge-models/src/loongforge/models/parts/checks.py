@@ -47,12 +47,15 @@ def wrong_switches(label: str, config: Any, *names: str) -> list[str]:
     ]
 
 
+def wrong_choices(label: str, config: Any, name: str, known: tuple[str, ...]) -> list[str]:
+    """A field that must be one of the words `known`."""
+    value = getattr(config, name)
+    return [] if value in known else [f"{label}: {name} must be one of {', '.join(known)}, got {value!r}."]
+
+
 def wrong_balancing(label: str, config: Any) -> list[str]:
     """The load-balancing loss is one of those there are."""
-    kind, known = config.moe_router_load_balancing_type, get_args(LoadBalancing)
-    if kind in known:
-        return []
-    return [f"{label}: moe_router_load_balancing_type must be one of {', '.join(known)}, got {kind!r}."]
+    return wrong_choices(label, config, "moe_router_load_balancing_type", get_args(LoadBalancing))
 
 
 def wrong_groups(label: str, config: Any) -> list[str]:
