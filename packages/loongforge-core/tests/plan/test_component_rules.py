@@ -251,6 +251,18 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
         "train the foundation whole.",
     ),
     (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.LATENT | {"index": tiny.SPARSE["index"] | {"warmup": True}}},
+        "model.foundation: dsa_indexer_warmup=True trains indexers alone, and dsa_indexer_loss_coeff=0 leaves them "
+        "nothing to learn from: set it to 1.",
+    ),
+    (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.LATENT | {"index": tiny.WARMED["index"] | {"route": "masked"}}},
+        "model.foundation: dsa_route='masked' is about chosen keys, and dsa_indexer_warmup=True attends to every key: "
+        "leave one of them out.",
+    ),
+    (
         2,
         {TP: 2, "delta": tiny.DELTA},
         "a gated delta rule with tensor_model_parallel_size=2 needs sequence_parallel, by which the gradient of its "

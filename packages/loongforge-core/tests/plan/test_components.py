@@ -210,6 +210,17 @@ def test_flops_of_an_indexer():
     assert taught - sparse == 2 * (matrices + 2 * 30 * 39)
 
 
+def test_the_warm_up_of_indexers_trains_them_alone():
+    options = {"experts": tiny.EXPERTS | {"first_dense_layers": 3}, "world": 2, PP: 2, "global_batch_size": 2}
+    plan = planned(**options, latent=tiny.WARMED)
+    held = 4 * (40 * 30 + 64 * (10 + 3) + 2 * 10)
+    assert [(one.gradients, one.optimizer) for one in stage_memory(plan)] == [(4 * held, 12 * held)] * 2
+    dense, taught = (flops_per_token(planned(num_layers=1, latent=one)) for one in (tiny.LATENT, tiny.WARMED))
+    matrices = 40 * 30 + 64 * (10 + 3)
+    # Forward and gradients of inputs where training has three; the indexer learns from all 64 keys of the mean token.
+    assert taught == dense * 2 // 3 + 2 * (2 * matrices + 30 * 64 + 2 * 30 * 64)
+
+
 def test_flops_of_an_image():
     plan = sighted(encoder={"num_layers": 1, "deepstack_layers": ()})
     patches, hidden = 24, 48

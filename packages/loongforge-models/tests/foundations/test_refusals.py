@@ -149,6 +149,13 @@ FIELDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("qwen3_next", "qwen3_next_80b_a3b", {"mtp_num_layers": 2}, "mtp_num_layers=2 must be 0 or 1"),
     ("deepseek32", "deepseek_v3_2", {"dsa_indexer_topk": 0}, "dsa_indexer_topk must be a whole number of at least 1"),
     ("deepseek32", "deepseek_v3_2", {"dsa_indexer_loss_coeff": -1.0}, "dsa_indexer_loss_coeff must be a number of at"),
+    (
+        "deepseek32",
+        "deepseek_v3_2",
+        {"dsa_route": "dense"},
+        "dsa_route must be one of auto, masked, gather, got 'dense'",
+    ),
+    ("deepseek32", "deepseek_v3_2", {"dsa_indexer_warmup": 1}, "dsa_indexer_warmup must be true or false, got 1"),
     ("deepseek32", "deepseek_v3_2", {"dsa_indexer_head_dim": 63}, "must be at least qk_pos_emb_head_dim=64"),
     ("deepseek32", "deepseek_v3_2", {"attention_dropout": 0.1}, "attention_dropout=0.1 must be 0"),
     ("deepseek32", "deepseek_v3_2", {"q_lora_rank": None}, "q_lora_rank must be a number"),

@@ -73,6 +73,8 @@ OWN: tuple[Flag, ...] = (
     Flag(name="model-name", path=""),
     _switch("fp32", "train.precision", "fp32"),
     Flag(name="encoder-tensor-model-parallel-size", path="model.image_encoder.tensor_model_parallel_size"),
+    _switch("dsa-indexer-warmup", "model.foundation.dsa_indexer_warmup", True),
+    Flag(name="dsa-route", path="model.foundation.dsa_route"),
     _switch("use-vlm-dp-balance", "data.balance", "analytic"),
     _switch("use-vit-dp-balance", "data.balance", "analytic"),  # one deal evens out encoder and foundation
 )
@@ -94,7 +96,7 @@ GEOMETRY: tuple[Flag, ...] = (
             *("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
             *("rotary_scaling_factor", "mscale", "mscale_all_dim", "mtp_num_layers", "mtp_loss_scaling_factor"),
             # sparse attention
-            *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_loss_coeff", "dsa_route"),
+            *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_loss_coeff"),
         )
     ),
     Flag(name="moe-aux-loss-coeff", path="model.foundation.moe_aux_loss_coeff", takes="many", alone=True),
@@ -113,7 +115,6 @@ GEOMETRY: tuple[Flag, ...] = (
     _switch("add-qkv-bias", "model.foundation.add_qkv_bias", True),
     _switch("multi-latent-attention", "model.foundation.multi_latent_attention", True),
     _switch("moe-router-enable-expert-bias", "model.foundation.moe_router_enable_expert_bias", True),
-    _switch("dsa-indexer-warmup", "model.foundation.dsa_indexer_warmup", True),
     _switch("moe-router-pre-softmax", "model.foundation.moe_router_pre_softmax", True),
     _switch("moe-shared-expert-gate", "model.foundation.moe_shared_expert_gate", True),
     _switch("untie-embeddings-and-output-weights", "model.foundation.tie_word_embeddings", False),

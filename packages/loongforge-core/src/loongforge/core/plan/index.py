@@ -104,10 +104,13 @@ def kept_bytes(plan: Plan, *, element: int) -> float:
 
 def gathered_elements(plan: Plan, latent: LatentGeometry) -> float:
     """Per token and rank, kept by attention where rows of the latent are gathered: the rotated query, the query for the
-    latent and what comes back through it, for each head; the rows of all context parallel ranks once."""
+    latent and what comes back through it, for each head; the rows of all context parallel ranks once, and the
+    up-projection as one matrix, a token's share of it."""
     heads, rows = plan.geometry.num_attention_heads / plan.layout.tp, latent.kv_lora_rank + latent.qk_rope_head_dim
     query = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-    return heads * (query + rows + latent.kv_lora_rank) + rows * plan.layout.cp
+    matrix = heads * (latent.qk_nope_head_dim + latent.v_head_dim) * latent.kv_lora_rank
+    tokens = plan.micro_batch_size * plan.seq_length / plan.layout.cp
+    return heads * (query + rows + latent.kv_lora_rank) + rows * plan.layout.cp + matrix / tokens
 
 
 def index_rules(candidate: Candidate) -> Iterator[str]:
