@@ -100,9 +100,9 @@ def main(**more: Any) -> None:
 
 
 def _case(name: str) -> Any:
-    from cases import CASES
+    from cases import EVERY
 
-    return CASES[name]
+    return EVERY[name]
 
 
 def write(case: Any, directory: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from case import LAYOUTS
-from cases import CASES
+from cases import EVERY
 from safetensors.torch import load_file, save_file
 
 from loongforge.core.testing import run_distributed
@@ -29,7 +29,7 @@ TAUGHT = [
     ("cp2", (*GATHER, *PAIRS, *PARTS)),
     ("tp2-sp-ep2", (*GATHER, *WHOLE)),
 ]
-WARMED = [("tp2-sp", PAIRS), ("cp2", WHOLE), ("pp2", ())]
+WARMED = [("tp2-sp", (*PAIRS, *WHOLE)), ("cp2", ())]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def taught(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def of(name: str, *, every: bool = False) -> Reference:
         if (name, every) not in made:
             scratch, directory = tmp_path_factory.mktemp("taught"), zoo.checkpoint(name)
-            batch = make_batch(config_of(CASES[name], directory, "one"), SEQUENCES)
+            batch = make_batch(config_of(EVERY[name], directory, "one"), SEQUENCES)
             batch["loss_mask"][1, 3:20] = 0  # tokens that teach the indexer all the same
             save_file(batch, scratch / "batch.safetensors")
             out = scratch / "reference.safetensors"
@@ -69,7 +69,7 @@ def step(zoo: Any, name: str, layout: str, batch: Any, flags: tuple[str, ...], s
     from proof import GRADIENTS, config_of, one_step, read
 
     still = ("--clip-grad", "0", "--lr", "0", "--min-lr", "0", "--dsa-indexer-loss-coeff", str(COEFFICIENT))
-    config = config_of(CASES[name], zoo.checkpoint(name), layout, *still, *flags)
+    config = config_of(EVERY[name], zoo.checkpoint(name), layout, *still, *flags)
     scratch.mkdir(exist_ok=True)
     found = run_distributed(partial(one_step, config=config, batch=batch, scratch=scratch), LAYOUTS[layout][1])[0]
     return found, read(scratch / GRADIENTS)
@@ -85,7 +85,7 @@ def agree(found: Any, gradients: Any, expected: Reference) -> None:
         Side(loss=expected.losses["loss"], logits=nothing, gradients=expected.gradients),
     )
     assert apart[0].worst < TOLERANCE, apart[:5]
-    layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in range(CASES[NAME].config["num_hidden_layers"])]
+    layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in range(EVERY[NAME].config["num_hidden_layers"])]
     assert sum(layers) == pytest.approx(expected.losses["indexers"], rel=1e-5)
 
 
@@ -96,11 +96,11 @@ def test_the_indexer_learns_what_attention_looks_at(
     """By either route, with sequences side by side, recomputed: loss, gradients and the number in the log."""
     expected = taught(NAME)
     indexers = [one for name, one in expected.gradients.items() if ".indexer." in name]
-    assert len(indexers) == 5 * CASES[NAME].config["num_hidden_layers"]
+    assert len(indexers) == 5 * EVERY[NAME].config["num_hidden_layers"]
     assert all(one.abs().max() > 0 for one in indexers)
     found, gradients = step(zoo, NAME, layout, expected.batch, flags, tmp_path)
     agree(found, gradients, expected)
-    assert found.extra["indexer_loss"] * CASES[NAME].config["num_hidden_layers"] == pytest.approx(
+    assert found.extra["indexer_loss"] * EVERY[NAME].config["num_hidden_layers"] == pytest.approx(
         expected.losses["indexers"], rel=1e-5
     )
 

@@ -106,6 +106,9 @@ CASES = {
         layouts=EXPERTS,
         flags=STILL,
     ),
+}
+
+FURTHER = {
     "deepseek_v32 predicting": predicting(
         "AS_LAYERS",
         family="deepseek32",
