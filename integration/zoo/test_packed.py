@@ -25,15 +25,19 @@ def layout_of(name: str) -> str:
     return next(layout for layout in ("cp2", "tp2-sp", "tp2", "one") if layout in CASES[name].layouts)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_packed_documents(name: str, zoo: Any, results: dict[str, Any], tmp_path: Path) -> None:
+RUNS: list[tuple[str, tuple[str, ...]]] = [*((name, ()) for name in CASES), ("deepseek_v32", ("--dsa-route", "gather"))]
+"""Cases, and flags besides."""
+
+
+@pytest.mark.parametrize(("name", "flags"), RUNS, ids=lambda part: part if isinstance(part, str) else " ".join(part))
+def test_packed_documents(name: str, flags: tuple[str, ...], zoo: Any, results: dict[str, Any], tmp_path: Path) -> None:
     from proof import GRADIENTS, config_of, one_batch, read
 
     from loongforge.ckpt.verify.batch import make_batch
     from loongforge.ckpt.verify.difference import Side, differences
 
     layout, directory = layout_of(name), zoo.checkpoint(name)
-    config = config_of(CASES[name], directory, layout, "--global-batch-size", "1")
+    config = config_of(CASES[name], directory, layout, "--global-batch-size", "1", *flags)
     row = make_batch(config, 1)
     row["loss_mask"][0, DOCUMENTS[0] - 2 : DOCUMENTS[0]] = 0  # padding at the end of a document
     parts = [{key: row[key][:, start:end].clone() for key in row} for start, end in pairwise(ENDS)]

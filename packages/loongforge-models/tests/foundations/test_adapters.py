@@ -96,6 +96,10 @@ def test_what_a_layout_cannot_do_is_refused() -> None:
     shared = ("--lora-rank", "4", "--lora-dropout", "0.1", "--tensor-model-parallel-size", "2", "--sequence-parallel")
     with pytest.raises(PlanError, match=r"lora\.dropout in experts that expert_tensor_parallel_size=2 splits"):
         plan_of("qwen3-30b-a3b", *shared, world=2)
+    gather = ("--lora-rank", "4", "--lora-dropout", "0.1", "--dsa-route", "gather", "--lora-target-modules")
+    with pytest.raises(PlanError, match=r"lora\.dropout=0\.1 of linear_kv_up_proj drops channels of tokens"):
+        plan_of("deepseek-v3-2", *gather, "kv_b_proj")
+    assert plan_of("deepseek-v3-2", *gather, "q_b_proj").adapters
 
 
 def test_sizes_of_the_tests_are_shipped() -> None:
