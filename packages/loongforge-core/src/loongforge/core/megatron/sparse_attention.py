@@ -10,11 +10,15 @@ rank, D and V widths of a key's and a value's head, R rank of the query latent, 
 K chosen keys. Under sequence parallelism what the indexer reads is split over tensor parallel ranks; each chooses for
 its own tokens, so that all have the same choice. Keys and values of other context parallel ranks are gathered, the
 indexer's keys too.
+
+A layer without an indexer attends to the keys that the layer before it did (GLM-5.2); `shared_selection` says how they
+get there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
 from typing import Any
@@ -86,9 +90,6 @@ class Indexer(MegatronModule):
 class SparseAttention(MegatronModule):
     """Causal attention to the chosen keys, padded or packed rows."""
 
-    requires_dsa_inputs = True
-    """Tells megatron-core's latent attention to hand over its input and the latent of the queries."""
-
     def __init__(
         self,
         config: Any,
@@ -98,34 +99,58 @@ class SparseAttention(MegatronModule):
         rotary: Any,
         scale: float,
         groups: ProcessGroupCollection,
+        shared: bool = False,
     ) -> None:
+        """`shared`: without an indexer of its own."""
         super().__init__(config=config)
         assert config.num_moe_experts or not index.loss_coeff, (
             "megatron-core scales such a loss for models with experts"
         )
         self.index, self.rotary, self.scale = index, rotary, scale
         self.tp, self.cp = groups.tp, groups.cp
-        self.indexer = Indexer(config, index, norm)
+        self.indexer = None if shared else Indexer(config, index, norm)
+        # megatron-core's latent attention asks whether to hand over its input and the latent of the queries.
+        self.requires_dsa_inputs = not shared
+        self._asked: list[torch.Tensor | None] | None = None
+
+    @contextmanager
+    def telling(self) -> Iterator[list[torch.Tensor | None]]:
+        """The keys chosen inside the block: int32 `[B, S, K]` of this rank's tokens, or None for all before them."""
+        self._asked = []
+        try:
+            yield self._asked
+        finally:
+            self._asked = None  # what recomputes core attention alone asks nothing, and keeps nothing
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
         attn_mask_type: Any = None, packed_seq_params: PackedSeqParams | None = None, *,
-        x: torch.Tensor, qr: torch.Tensor, **_: Any,
+        x: torch.Tensor | None = None, qr: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         """Query and key `[S, B, N, D]`, value `[S, B, N, V]`, x `[S, B, H]` and qr `[S, B, R]` of this rank's tokens to
         `[S, B, N * V]`.
 
-        Packed rows have no B, but for x.
+        Packed rows have no B, but for x. Without an indexer x and qr are None, and `attention_mask` is what `telling`
+        told of the layer before.
         """
         boundaries = (0, query.size(0) * self.cp.size())
         if packed_seq_params is not None:
             assert isinstance(packed_seq_params, PackedRow), "packed rows come as PackedRow"
             query, key, value = (t.unsqueeze(1) if t.dim() == 3 else t for t in (query, key, value))
-            qr, boundaries = qr.view(*x.shape[:2], -1), packed_seq_params.boundaries
+            boundaries = packed_seq_params.boundaries
         rows = local_indices(boundaries, self.cp.rank(), self.cp.size()).to(query.device)
         key, value = self._of_all_contexts(key, boundaries), self._of_all_contexts(value, boundaries)
         ks, ke = row_bounds(torch.tensor(boundaries, device=query.device), rows)
-        chosen = self._choose(x.detach(), qr.detach(), boundaries, rows, ks, ke)
+        if self.indexer is None:
+            chosen = self._given(attention_mask, boundaries, query.size(1))
+        else:
+            assert x is not None, "an indexer reads the layer's input"
+            assert qr is not None, "an indexer reads the latent of the queries"
+            chosen = self._choose(x.detach(), qr.detach().view(*x.shape[:2], -1), boundaries, rows, ks, ke)
+        if self._asked is not None:
+            indices = [one.indices for one in chosen if one is not None]
+            # What was given goes on as it is: recomputation saves one tensor however many layers share it.
+            self._asked.append(attention_mask if self.indexer is None or not indices else torch.stack(indices))
         outputs = [
             self._attend(query[:, row], key[:, row], value[:, row], chosen[row], ks, ke) for row in range(query.size(1))
         ]
@@ -139,6 +164,16 @@ class SparseAttention(MegatronModule):
         gathered = gather_from_sequence_parallel_region(tensor, group=self.cp)
         return gathered[natural_order(boundaries, size).to(tensor.device)]
 
+    def _given(
+        self, indices: torch.Tensor | None, boundaries: tuple[int, ...], batch: int
+    ) -> Sequence[Selection | None]:
+        """As `_choose`, what the layer before chose; it has no scores, because nothing learns from them here."""
+        if indices is None:
+            longest = max(end - start for start, end in pairwise(boundaries))
+            assert longest <= self.index.topk, "the layer before hands on what it chose"
+            return [None] * batch
+        return [Selection(one, torch.empty(0), (one >= 0).sum(1, dtype=torch.int32)) for one in indices]
+
     def _choose(
         self, x: torch.Tensor, qr: torch.Tensor, boundaries: tuple[int, ...], rows: torch.Tensor, ks: torch.Tensor,
         ke: torch.Tensor,
@@ -151,6 +186,7 @@ class SparseAttention(MegatronModule):
         rows, ks, ke = rows[mine], ks[mine], ke[mine]
         table: Any = self.rotary(longest, packed_seq=True)  # a packed row's table is whole
         frequencies, amplitude = table if isinstance(table, tuple) else (table, 1.0)
+        assert self.indexer is not None, "asked of layers with an indexer only"
         query, key, weights = self.indexer(x, qr, frequencies[rows - ks], amplitude)
         if self.tp.size() > 1:
             key = gather_from_sequence_parallel_region(key, group=self.tp)
@@ -189,6 +225,8 @@ class SparseAttention(MegatronModule):
 
     def _learns(self) -> bool:
         """Whether this pass teaches the indexer."""
+        if self.indexer is None:
+            return False
         return self.training and torch.is_grad_enabled() and self.indexer.linear_wk.weight.requires_grad
 
 

@@ -112,6 +112,8 @@ class IndexGeometry:
     """The rotation pairs neighbouring channels (GLM-5) instead of the two halves (DeepSeek-V3.2)."""
     loss_coeff: float = 0.0
     """Factor of the loss that teaches the indexer what attention looks at; 0 leaves the indexer as it is."""
+    shared_layers: tuple[int, ...] = ()
+    """Layers (from 0) without an indexer, which attend to the keys that the layer before them did (GLM-5.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +216,11 @@ class TransformerGeometry:
     def position_rank(self) -> int:
         """Rows of position ids: 3 with sections for time, height and width, else 1."""
         return 1 if self.mrope_section is None else 3
+
+    @property
+    def shared_index_layers(self) -> tuple[int, ...]:
+        """Layers (from 0) that attend to the keys of the layer before them; none without an indexer."""
+        return self.latent.index.shared_layers if self.latent and self.latent.index else ()
 
     @property
     def rotated_channels(self) -> int:
