@@ -45,7 +45,8 @@ def further(config: Config, depth: int) -> Tensors:
     for norm in (*norms, end):
         yield f"{norm}.weight", (hidden,)
     yield f"{projection}.weight", (hidden, 2 * hidden)
-    for name, shape in LAYERS[config["model_type"]](config, last):
+    # With an indexer, whatever the last layer shares.
+    for name, shape in LAYERS[config["model_type"]]({**config, "indexer_types": None}, last):
         yield place + name, shape
 
 
@@ -160,10 +161,11 @@ def _dense_first(config: Config, number: int, *, bias: bool) -> Tensors:
 
 
 def deepseek(config: Config, number: int) -> Tensors:
-    """DeepSeek-V2, V3 and V3.2, Kimi-K2."""
+    """DeepSeek-V2, V3 and V3.2, Kimi-K2, GLM-5."""
     yield from norms(config)
     yield from latent(config)
-    if "index_topk" in config:
+    kinds = config.get("indexer_types")
+    if "index_topk" in config and (kinds is None or kinds[number] == "full"):
         yield from indexer(config)
     yield from _dense_first(config, number, bias=config["model_type"] != "deepseek_v2")
 
@@ -245,6 +247,7 @@ LAYERS: Mapping[str, Callable[[Config, int], Tensors]] = {
     "deepseek_v3": deepseek,
     "deepseek_v32": deepseek,
     "glm4_moe": glm4_moe,
+    "glm_moe_dsa": deepseek,
     "minimax_m2": minimax_m2,
 }
 """Tensors of layer `number` by `model_type`."""

@@ -1,4 +1,4 @@
-"""The loss of an indexer in plain torch on transformers' model: DeepSeek-V3.2 (2025), equations 1, 3 and 4."""
+"""The loss of an indexer in plain torch on transformers' models: DeepSeek-V3.2 (2025), equations 1, 3 and 4."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ class Watch:
         self._read: list[tuple[Any, ...]] = []
         self._chosen: list[torch.Tensor] = []
         self._gave: list[torch.Tensor] = []
-        self._layers = layers
-        for layer in model.model.layers:
+        self._neighbours, self._indexers = model.config.model_type == "glm_moe_dsa", 0
+        for number, layer in enumerate(model.model.layers):
             indexer = layer.self_attn.indexer
+            if indexer is None:  # attends to what an earlier layer chose, and teaches nobody
+                continue
+            self._indexers += number < layers
             indexer.index_topk = topk or indexer.index_topk
             indexer.register_forward_hook(self._indexed)
             layer.self_attn.register_forward_hook(lambda _, __, output: self._gave.append(output[1].detach()))
@@ -30,26 +33,32 @@ class Watch:
 
     def loss(self) -> Any:
         """The sum over layers of the mean over tokens."""
-        assert len(self._read) >= self._layers, "no pass yet"
+        assert len(self._read) >= self._indexers, "no pass yet"
         seen = zip(self._read, self._chosen, self._gave, strict=True)
-        return sum(divergence(scores(*read), chosen, gave) for read, chosen, gave in islice(seen, self._layers))
+        return sum(
+            divergence(scores(*read, neighbours=self._neighbours), chosen, gave)
+            for read, chosen, gave in islice(seen, self._indexers)
+        )
 
 
-def scores(indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any) -> torch.Tensor:
-    """Equation 1, with gradients to the indexer alone: `[B, S, S]`."""
+def scores(indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any, *, neighbours: bool) -> torch.Tensor:
+    """Equation 1, with gradients to the indexer alone: `[B, S, S]`; `neighbours` are turned together, not halves."""
     hidden, latent = hidden.detach(), latent.detach()
     heads, width = indexer.n_heads, indexer.head_dim
-    query = turned(indexer.wq_b(latent).unflatten(-1, (heads, width)), *(one[:, :, None] for one in turns))
-    key = turned(indexer.k_norm(indexer.wk(hidden)), *turns)
+    query = indexer.wq_b(latent).unflatten(-1, (heads, width))
+    query = turned(query, *(one[:, :, None] for one in turns), neighbours=neighbours)
+    key = turned(indexer.k_norm(indexer.wk(hidden)), *turns, neighbours=neighbours)
     products = torch.einsum("bthd,bsd->btsh", query, key).relu()
     return torch.einsum("btsh,bth->bts", products, indexer.weights_proj(hidden)) * (heads * width) ** -0.5
 
 
-def turned(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """The first channels as pairs of one from either half, each a rotated point of the plane."""
+def turned(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, neighbours: bool) -> torch.Tensor:
+    """The first channels as pairs, of one from either half or of neighbours, each a rotated point of the plane."""
     count = cosines.size(-1)
-    first, second = vectors[..., :count].chunk(2, -1)
+    before = vectors[..., :count]
+    first, second = (before[..., 0::2], before[..., 1::2]) if neighbours else before.chunk(2, -1)
     cosine, sine = cosines[..., : count // 2], sines[..., : count // 2]
+    # Neighbours need not go back to their places: keys and queries are in one order.
     pairs = (first * cosine - second * sine, second * cosine + first * sine)
     return torch.cat((*pairs, vectors[..., count:]), -1)
 

@@ -23,13 +23,16 @@ MASKED, GATHER = ("--dsa-route", "masked"), ("--dsa-route", "gather")
 PAIRS = ("--micro-batch-size", "2")
 WHOLE = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
 PARTS = ("--recompute-granularity", "selective", "--recompute-modules", "core_attn", "mla_up_proj")
+UNEVEN = ("--decoder-first-pipeline-num-layers", "3")
+"""So that no stage begins with a layer that shares; two micro-batches are in flight on the first one."""
 TAUGHT = [
-    ("tp2-sp", (*MASKED, *PAIRS)),
-    ("pp2", (*MASKED, *WHOLE)),
-    ("cp2", (*GATHER, *PAIRS, *PARTS)),
-    ("tp2-sp-ep2", (*GATHER, *WHOLE)),
+    (NAME, "tp2-sp", (*MASKED, *PAIRS)),
+    (NAME, "cp2", (*GATHER, *PAIRS, *PARTS)),
+    (NAME, "tp2-sp-ep2", (*GATHER, *WHOLE)),
+    ("glm_moe_dsa", "pp2", (*UNEVEN, *MASKED, *WHOLE)),
+    ("glm_moe_dsa", "pp2", (*UNEVEN, *GATHER, *PARTS)),
 ]
-WARMED = [("tp2-sp", (*PAIRS, *WHOLE)), ("cp2", ())]
+WARMED = [(NAME, "tp2-sp", (*PAIRS, *WHOLE)), ("glm_moe_dsa", "cp2", ())]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,14 @@ def step(zoo: Any, name: str, layout: str, batch: Any, flags: tuple[str, ...], s
     return found, read(scratch / GRADIENTS)
 
 
-def agree(found: Any, gradients: Any, expected: Reference) -> None:
+def indexed(name: str) -> list[int]:
+    """The model's own layers with an indexer."""
+    config = EVERY[name].config
+    kinds = config.get("indexer_types", ["full"] * config["num_hidden_layers"])
+    return [layer for layer, kind in enumerate(kinds) if kind == "full"]
+
+
+def agree(name: str, found: Any, gradients: Any, expected: Reference) -> None:
     """Loss, every gradient, and what is logged of the model's own layers."""
     from loongforge.ckpt.verify.difference import Side, differences
 
@@ -85,36 +95,35 @@ def agree(found: Any, gradients: Any, expected: Reference) -> None:
         Side(loss=expected.losses["loss"], logits=nothing, gradients=expected.gradients),
     )
     assert apart[0].worst < TOLERANCE, apart[:5]
-    layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in range(EVERY[NAME].config["num_hidden_layers"])]
+    layers = [found.detail[f"indexer_loss/layer_{layer}"] for layer in indexed(name)]
     assert sum(layers) == pytest.approx(expected.losses["indexers"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("layout", "flags"), TAUGHT)
+@pytest.mark.parametrize(("name", "layout", "flags"), TAUGHT)
 def test_the_indexer_learns_what_attention_looks_at(
-    layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
+    name: str, layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
 ) -> None:
-    """By either route, with sequences side by side, recomputed: loss, gradients and the number in the log."""
-    expected = taught(NAME)
-    indexers = [one for name, one in expected.gradients.items() if ".indexer." in name]
-    assert len(indexers) == 5 * EVERY[NAME].config["num_hidden_layers"]
+    """By either route, with sequences side by side, recomputed: loss, gradients and the number in the log. And a layer
+    without one sees, recomputed too, what the layer before it chose in the same micro-batch."""
+    expected = taught(name)
+    indexers = [one for key, one in expected.gradients.items() if ".indexer." in key]
+    assert len(indexers) == 5 * len(indexed(name))
     assert all(one.abs().max() > 0 for one in indexers)
-    found, gradients = step(zoo, NAME, layout, expected.batch, flags, tmp_path)
-    agree(found, gradients, expected)
-    assert found.extra["indexer_loss"] * EVERY[NAME].config["num_hidden_layers"] == pytest.approx(
-        expected.losses["indexers"], rel=1e-5
-    )
+    found, gradients = step(zoo, name, layout, expected.batch, flags, tmp_path)
+    agree(name, found, gradients, expected)
+    assert found.extra["indexer_loss"] * len(indexed(name)) == pytest.approx(expected.losses["indexers"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("layout", "flags"), WARMED)
+@pytest.mark.parametrize(("name", "layout", "flags"), WARMED)
 def test_the_warm_up_teaches_the_indexer_alone_on_every_key(
-    layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
+    name: str, layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path
 ) -> None:
-    expected = taught(NAME, every=True)
-    for name, gradient in expected.gradients.items():
-        if ".indexer." not in name and not name.endswith("e_score_correction_bias"):  # a buffer, as it is on both sides
+    expected = taught(name, every=True)
+    for key, gradient in expected.gradients.items():
+        if ".indexer." not in key and not key.endswith("e_score_correction_bias"):  # a buffer, as it is on both sides
             gradient.zero_()  # transformers' model trains whole
-    found, gradients = step(zoo, NAME, layout, expected.batch, (*flags, "--dsa-indexer-warmup"), tmp_path)
-    agree(found, gradients, expected)
+    found, gradients = step(zoo, name, layout, expected.batch, (*flags, "--dsa-indexer-warmup"), tmp_path)
+    agree(name, found, gradients, expected)
 
 
 def test_a_further_layer_has_an_indexer_too(taught: Any, zoo: Any, tmp_path: Path) -> None:
@@ -131,9 +140,9 @@ def test_a_further_layer_has_an_indexer_too(taught: Any, zoo: Any, tmp_path: Pat
         assert alone[key].abs().max() > 0
         assert (alone[key] - spread[key]).abs().max() < TOLERANCE * alone[key].abs().max()
         expected.gradients[key] = alone[key]
-    agree(one, alone, expected)
+    agree(name, one, alone, expected)
     for key in further:
         expected.gradients[key] = spread[key]
-    agree(other, spread, expected)
+    agree(name, other, spread, expected)
     assert one.extra["mtp_loss"] == pytest.approx(other.extra["mtp_loss"], rel=1e-5)
     assert one.detail["indexer_loss/layer_4"] == pytest.approx(other.detail["indexer_loss/layer_4"], rel=1e-5)

@@ -53,6 +53,7 @@ SPARSE = LATENT | {"index": {"heads": 3, "head_dim": 10, "topk": 48}}
 TAUGHT = LATENT | {"index": SPARSE["index"] | {"loss_coeff": 0.5}}
 GATHERED = LATENT | {"index": SPARSE["index"] | {"route": "gather"}}
 WARMED = LATENT | {"index": TAUGHT["index"] | {"warmup": True}}
+SHARED = LATENT | {"index": TAUGHT["index"] | {"shared_layers": (1, 3, 4, 5, 7)}}
 DELTA: dict[str, Any] = {
     "layers": (0, 1, 2, 4, 5, 6),
     "num_key_heads": 4,

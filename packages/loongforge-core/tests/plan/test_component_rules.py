@@ -47,6 +47,12 @@ REFUSALS: list[tuple[int, dict[str, Any], str]] = [
         "the encoder's tensor_model_parallel_size=2 does not divide image_encoder's num_attention_heads=3: set "
         "model.image_encoder.tensor_model_parallel_size to a divisor of it, for example 1.",
     ),
+    (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.SHARED},
+        "model.foundation: the first 2 layers add deepstack levels of the encoder and cannot hand on the keys that "
+        "they chose, but layer 1 attends to those of layer 0: use an encoder with fewer levels.",
+    ),
     (2, {"encoder": {"ffn_hidden_size": 71}, TP: 2}, "does not divide image_encoder's ffn_hidden_size=71"),
     (
         4,
@@ -261,6 +267,29 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
         {"experts": tiny.EXPERTS, "latent": tiny.LATENT | {"index": tiny.WARMED["index"] | {"route": "masked"}}},
         "model.foundation: dsa_route='masked' is about chosen keys, and dsa_indexer_warmup=True attends to every key: "
         "leave one of them out.",
+    ),
+    (
+        4,
+        {PP: 4, "experts": tiny.EXPERTS, "latent": tiny.SHARED, "global_batch_size": 4},
+        "pipeline stage 2 has a chunk that begins with layer 4 (from 0), which attends to the keys that layer 2 chose, "
+        "and the choice stays within a chunk: use fewer pipeline stages, without virtual ones.",
+    ),
+    (
+        2,
+        {PP: 2, "experts": tiny.EXPERTS, "latent": tiny.SHARED},
+        "pipeline stage 1 has a chunk that begins with layer 4 (from 0), which attends to the keys that layer 2 chose, "
+        "and the choice stays within a chunk: use for example --decoder-first-pipeline-num-layers 2.",
+    ),
+    (
+        2,
+        {PP: 2, VPP: 2, "experts": tiny.EXPERTS, "latent": tiny.SHARED, "global_batch_size": 2},
+        "pipeline stage 0 has a chunk that begins with layer 4 (from 0), which attends to the keys that layer 2 chose",
+    ),
+    (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.LATENT | {"index": tiny.SPARSE["index"] | {"shared_layers": (0, 3)}}},
+        "model.foundation: layers [0] cannot attend to the keys of the layer before them, only layers 1 to 7 can: "
+        "correct them.",
     ),
     (
         2,

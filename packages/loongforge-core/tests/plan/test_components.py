@@ -123,7 +123,11 @@ def test_parameters_of_an_indexer():
     options = {"experts": tiny.EXPERTS, "tie_word_embeddings": False}
     without, plan = planned(latent=tiny.LATENT, **options), planned(latent=tiny.SPARSE, **options)
     more = count_parameters(plan.geometry, 131) - count_parameters(without.geometry, 131)
-    assert more == 8 * (40 * 30 + 64 * 10 + 64 * 3 + 2 * 10)
+    indexer = 40 * 30 + 64 * 10 + 64 * 3 + 2 * 10
+    assert more == 8 * indexer
+    shared = planned(latent=tiny.SHARED, prediction_layers=1, **options)
+    further = planned(latent=tiny.LATENT, prediction_layers=1, **options)
+    assert count_parameters(shared.geometry, 131) - count_parameters(further.geometry, 131) == (8 - 5 + 1) * indexer
 
 
 def test_parameters_of_qwen3_vision_are_the_references():
@@ -219,6 +223,21 @@ def test_the_warm_up_of_indexers_trains_them_alone():
     matrices = 40 * 30 + 64 * (10 + 3)
     # Forward and gradients of inputs where training has three; the indexer learns from all 64 keys of the mean token.
     assert taught == dense * 2 // 3 + 2 * (2 * matrices + 30 * 64 + 2 * 30 * 64)
+
+
+def test_recomputation_keeps_what_layers_hand_on():
+    """Layers 0, 2 and 6 tell the next one 48 keys of four bytes for each of 128 tokens."""
+    sharing = tiny.SPARSE | {"index": tiny.SPARSE["index"] | {"shared_layers": (1, 3, 4, 5, 7)}}
+    every, shared = (
+        stage_memory(planned(latent=one, recompute_granularity="selective", recompute_modules=("core_attn",)))[0]
+        for one in (tiny.SPARSE, sharing)
+    )
+    assert shared.activations - every.activations == 3 * 48 * 4 * 128
+
+
+def test_layers_that_share_compute_no_scores():
+    every, shared = (flops_per_token(planned(latent=one)) for one in (tiny.TAUGHT, tiny.SHARED))
+    assert every - shared == 5 * 2 * (2 * (40 * 30 + 64 * (10 + 3)) + 30 * 64 + 2 * 30 * 39)
 
 
 def test_flops_of_an_image():

@@ -91,7 +91,7 @@ MEASURED: list[tuple[int, dict[str, Any]]] = [
     (4, {TP: 2, PP: 2, VPP: 2, "global_batch_size": 2}),
     (2, {TP: 2, EP: 2, ETP: 1, "sequence_parallel": True, "experts": MIXED, "latent": tiny.LATENT}),
     (2, {TP: 2, EP: 2, ETP: 1, "sequence_parallel": True, "experts": MIXED, "latent": tiny.TAUGHT}),
-    (2, {CP: 2, "experts": MIXED, "latent": tiny.SPARSE}),
+    (2, {CP: 2, "experts": MIXED, "latent": tiny.SHARED, "prediction_layers": 1}),
     (2, {CP: 2, "experts": MIXED, "latent": tiny.GATHERED}),
     (2, {PP: 2, "experts": MIXED}),
     (2, {TP: 2, "sequence_parallel": True, "prediction_layers": 2, "experts": MIXED, EP: 2, ETP: 1}),

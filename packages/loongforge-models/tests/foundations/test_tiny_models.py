@@ -48,6 +48,17 @@ DELTA = {
     "linear_conv_kernel_dim": 5,
     "moe_shared_expert_intermediate_size": 26,
 }
+SPARSE = {
+    **EXPERTS,
+    **LATENT,
+    "attention_dropout": 0.0,
+    "q_lora_rank": 26,
+    "first_dense_layers": 1,
+    "moe_shared_expert_intermediate_size": 44,
+    "dsa_indexer_n_heads": 5,
+    "dsa_indexer_head_dim": 8,
+    "dsa_indexer_topk": 11,
+}
 GROUPS = {"moe_router_num_groups": 4, "moe_router_group_topk": 2, "moe_router_topk_scaling_factor": 1.7}
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -123,22 +134,9 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 44,
         },
     ),
-    "deepseek32": (
-        "deepseek32",
-        {
-            **EXPERTS,
-            **LATENT,
-            **YARN,
-            **GROUPS,
-            "attention_dropout": 0.0,
-            "q_lora_rank": 26,
-            "first_dense_layers": 1,
-            "moe_shared_expert_intermediate_size": 44,
-            "dsa_indexer_n_heads": 5,
-            "dsa_indexer_head_dim": 8,
-            "dsa_indexer_topk": 11,
-        },
-    ),
+    "deepseek32": ("deepseek32", {**SPARSE, **YARN, **GROUPS}),
+    "glm5": ("glm5", {**SPARSE, "dsa_indexer_topk_freq": 2}),
+    "glm5 pattern": ("glm5", {**SPARSE, "dsa_indexer_pattern": "FSS"}),
     "mimo": ("mimo", GROUPED),
     "deepseek3 direct queries": (
         "deepseek3",
@@ -216,6 +214,7 @@ PREDICTING: dict[str, tuple[str, str, int]] = {
     "qwen3_next": ("mtp.layers.0.self_attn.q_proj.weight", "model.layers.3.mlp.gate.weight", 1),
     "deepseek3": ("model.layers.3.mlp.experts.0.gate_proj.weight", "model.layers.2.mlp.gate.weight", 2),
     "deepseek32": ("model.layers.3.self_attn.indexer.wk.weight", "model.layers.2.mlp.gate.weight", 2),
+    "glm5": ("model.layers.3.self_attn.indexer.wk.weight", "model.layers.2.self_attn.q_a_proj.weight", 2),
     "glm4_moe": ("model.layers.3.eh_proj.weight", "model.layers.30.mlp.gate.weight", 2),
     "mimo": ("model.mtp_layers.0.input_proj.weight", "model.layers.3.mlp.up_proj.weight", 2),
 }

@@ -97,6 +97,7 @@ GEOMETRY: tuple[Flag, ...] = (
             *("rotary_scaling_factor", "mscale", "mscale_all_dim", "mtp_num_layers", "mtp_loss_scaling_factor"),
             # sparse attention
             *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_loss_coeff"),
+            *("dsa_indexer_topk_freq", "dsa_indexer_skip_topk_offset"),
         )
     ),
     Flag(name="moe-aux-loss-coeff", path="model.foundation.moe_aux_loss_coeff", takes="many", alone=True),

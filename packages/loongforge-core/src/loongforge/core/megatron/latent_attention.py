@@ -50,7 +50,9 @@ class LatentAttention(MLASelfAttention):
         name: str | None = None,
         *,
         latent: LatentGeometry,
+        shared: bool = False,
     ) -> None:
+        """With an indexer sparse attention; `shared`: to the keys that the layer before chose."""
         assert pg_collection is not None, "LatentAttention takes its groups explicitly"
         whole = pg_collection.tp.size() == 1 or config.sequence_parallel
         assert whole, "latent attention on several tensor parallel ranks needs sequence parallelism; the plan says so"
@@ -74,7 +76,7 @@ class LatentAttention(MLASelfAttention):
         else:
             self.core_attention = SparseAttention(
                 config, latent, layer_number=layer_number, norm=submodules.kv_layernorm, rotary=self.rotary_pos_emb,
-                scale=self.softmax_scale, groups=pg_collection,
+                scale=self.softmax_scale, groups=pg_collection, shared=shared,
             )  # fmt: skip
         heads, hidden = config.num_attention_heads, config.hidden_size
         column = _ColumnBuilder(submodules.linear_kv_up_proj, config, pg_collection)
@@ -182,11 +184,11 @@ class _ColumnBuilder:
         )  # fmt: skip
 
 
-def latent_attention_spec(layers: Layers, latent: LatentGeometry) -> ModuleSpec:
-    """Latent attention out of the platform's layers."""
+def latent_attention_spec(layers: Layers, latent: LatentGeometry, *, shared: bool = False) -> ModuleSpec:
+    """Latent attention out of the platform's layers; `shared`: to the keys that the layer before chose."""
     return ModuleSpec(
         module=LatentAttention,
-        params={"attn_mask_type": AttnMaskType.causal, "latent": latent},
+        params={"attn_mask_type": AttnMaskType.causal, "latent": latent, "shared": shared},
         submodules=MLASelfAttentionSubmodules(
             linear_kv_up_proj=layers.column_linear,
             core_attention=layers.core_attention,

@@ -11,10 +11,15 @@ part beside it, R rank of the query latent, H hidden, I index heads, E their wid
 parallelism what the indexer reads is split over tensor parallel ranks; each chooses for its own tokens, so that all
 have the same choice. Keys and values of other context parallel ranks are gathered, the indexer's keys too. Heads stay
 apart over tensor parallel ranks, whatever the route.
+
+A layer without an indexer attends to the keys that the layer before it did (GLM-5.2); `shared_selection` says how they
+get there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -60,9 +65,6 @@ class Sight(NamedTuple):
 class SparseAttention(MegatronModule):
     """Causal attention to the chosen keys, padded or packed rows."""
 
-    requires_dsa_inputs = True
-    """Tells megatron-core's latent attention to hand over its input and the latent of the queries."""
-
     def __init__(
         self,
         config: Any,
@@ -73,7 +75,9 @@ class SparseAttention(MegatronModule):
         rotary: Any,
         scale: float,
         groups: ProcessGroupCollection,
+        shared: bool = False,
     ) -> None:
+        """`shared`: without an indexer of its own."""
         super().__init__(config=config)
         assert latent.index is not None, "built for models with an indexer"
         index: IndexGeometry = latent.index
@@ -82,7 +86,19 @@ class SparseAttention(MegatronModule):
         )
         self.latent, self.index, self.rotary, self.scale = latent, index, rotary, scale
         self.tp, self.cp = groups.tp, groups.cp
-        self.indexer = Indexer(config, index, norm, layer_number)
+        self.indexer = None if shared else Indexer(config, index, norm, layer_number)
+        # megatron-core's latent attention asks whether to hand over its input and the latent of the queries.
+        self.requires_dsa_inputs = not shared
+        self._asked: list[torch.Tensor | None] | None = None
+
+    @contextmanager
+    def telling(self) -> Iterator[list[torch.Tensor | None]]:
+        """The keys chosen inside the block: int32 `[B, S, K]` of this rank's tokens, or None for all before them."""
+        self._asked = []
+        try:
+            yield self._asked
+        finally:
+            self._asked = None  # what recomputes core attention alone asks nothing, and keeps nothing
 
     def boundaries(self, tokens: int, packed: PackedSeqParams | None) -> tuple[int, ...]:
         """Of the documents of a row, of which this context parallel rank has `tokens`."""
@@ -101,17 +117,18 @@ class SparseAttention(MegatronModule):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
         attn_mask_type: Any = None, packed_seq_params: PackedSeqParams | None = None, *,
-        x: torch.Tensor, qr: torch.Tensor, **_: Any,
+        x: torch.Tensor | None = None, qr: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         """Query and key `[S, B, N, D]`, value `[S, B, N, V]`, x `[S, B, H]` and qr `[S, B, R]` of this rank's tokens to
         `[S, B, N * V]`.
 
         Or `absorbs`: the latent with the rotated key `[S, B, L + P]` in place of key, the up-projection
-        `[N, D - P + V, L]` in place of value. Packed rows have no B, but for x.
+        `[N, D - P + V, L]` in place of value. Packed rows have no B, but for x. Without an indexer x and
+        qr are None, and `attention_mask` is what `telling` told of the layer before.
         """
         boundaries, absorbed = self.boundaries(len(query), packed_seq_params), key.dim() < query.dim()
         if packed_seq_params is not None:
-            query, key, qr = query.unsqueeze(1), key.unsqueeze(1), qr.view(*x.shape[:2], -1)
+            query, key = query.unsqueeze(1), key.unsqueeze(1)
             value = value if absorbed else value.unsqueeze(1)
         rows = local_indices(boundaries, self.cp.rank(), self.cp.size()).to(query.device)
         sight = Sight(boundaries, *row_bounds(torch.tensor(boundaries, device=query.device), rows), rows)
@@ -121,14 +138,23 @@ class SparseAttention(MegatronModule):
             (query[:, row].contiguous(), key[:, row].contiguous(), value if absorbed else value[:, row].contiguous())
             for row in range(query.size(1))
         ]
-        x, qr = x.detach(), qr.detach()
+        nothing, learns = [None] * len(operands), self._learns()
         if self.index.warmup:
-            scored = self._score(x, qr, sight) if self._learns() else [None] * len(operands)
+            scored = self._score(x, qr, sight) if learns else nothing
             outputs = [self._attend_to_all(*one, made, sight) for one, made in zip(operands, scored, strict=True)]
+            chosen: Sequence[Selection | None] = nothing
         else:
-            needed = absorbed or self._learns() or _longest(boundaries) > self.index.topk
-            chosen = self._choose(x, qr, sight) if needed else [None] * len(operands)
+            if _longest(boundaries) <= self.index.topk and not absorbed and not learns and attention_mask is None:
+                chosen = nothing
+            elif self.indexer is None:
+                chosen = self._given(attention_mask)
+            else:
+                chosen = self._choose(x, qr, sight)
             outputs = [self._attend(*one, made, sight) for one, made in zip(operands, chosen, strict=True)]
+        if self._asked is not None:
+            indices = [one.indices for one in chosen if one is not None]
+            # What was given goes on as it is: recomputation saves one tensor however many layers share it.
+            self._asked.append(attention_mask if self.indexer is None or not indices else torch.stack(indices))
         return torch.stack(outputs, dim=1).flatten(2)
 
     def _of_all_contexts(self, tensor: torch.Tensor, boundaries: tuple[int, ...]) -> torch.Tensor:
@@ -139,8 +165,17 @@ class SparseAttention(MegatronModule):
         gathered = gather_from_sequence_parallel_region(tensor, group=self.cp)
         return gathered[natural_order(boundaries, size).to(tensor.device)]
 
-    def _score(self, x: torch.Tensor, qr: torch.Tensor, sight: Sight) -> list[Scored]:
+    def _given(self, indices: torch.Tensor | None) -> list[Selection]:
+        """As `_choose`, what the layer before chose; it has no scores, because nothing learns from them here."""
+        assert indices is not None, "the layer before hands on what it chose"
+        return [Selection(one, torch.empty(0), (one >= 0).sum(1, dtype=torch.int32)) for one in indices]
+
+    def _score(self, x: torch.Tensor | None, qr: torch.Tensor | None, sight: Sight) -> list[Scored]:
         """What the indexer makes of every row of the batch."""
+        assert self.indexer is not None, "asked of layers with an indexer only"
+        assert x is not None, "an indexer reads the layer's input"
+        assert qr is not None, "an indexer reads the latent of the queries"
+        x, qr = x.detach(), qr.detach().view(*x.shape[:2], -1)
         rows, ks = (one[self._mine(len(x))] for one in (sight.rows, sight.ks))
         table: Any = self.rotary(_longest(sight.boundaries), packed_seq=True)  # a packed row's table is whole
         frequencies, amplitude = table if isinstance(table, tuple) else (table, 1.0)
@@ -150,9 +185,10 @@ class SparseAttention(MegatronModule):
         key = self._of_all_contexts(key, sight.boundaries)
         return [Scored(*(tensor[:, row].contiguous() for tensor in (query, key, weights))) for row in range(x.size(1))]
 
-    def _choose(self, x: torch.Tensor, qr: torch.Tensor, sight: Sight) -> list[Selection]:
+    def _choose(self, x: torch.Tensor | None, qr: torch.Tensor | None, sight: Sight) -> list[Selection]:
         """For every row of the batch the keys of this tensor parallel rank's tokens."""
-        ks, ke = (one[self._mine(len(x))] for one in (sight.ks, sight.ke))
+        mine = self._mine(len(sight.rows) // self.tp.size())
+        ks, ke = sight.ks[mine], sight.ke[mine]
         exact = torch.are_deterministic_algorithms_enabled()
         return [
             lightning_indexer(*scored, ks, ke, self.index.topk, deterministic=exact)
@@ -206,6 +242,7 @@ class SparseAttention(MegatronModule):
     def _taught(self, output: torch.Tensor, loss: torch.Tensor, tokens: int) -> torch.Tensor:
         """`output`, whose backward pass begins that of the loss: a sum over tokens, because the trainer divides every
         gradient by the tokens of the global batch."""
+        assert self.indexer is not None, "asked of layers with an indexer only"
         self.indexer.note(loss, tokens)
         return MoEAuxLossAutoScaler.apply(output, self.index.loss_coeff * loss)
 
@@ -220,6 +257,8 @@ class SparseAttention(MegatronModule):
 
     def _learns(self) -> bool:
         """Whether this pass teaches the indexer."""
+        if self.indexer is None:
+            return False
         return self.training and torch.is_grad_enabled() and self.indexer.linear_wk.weight.requires_grad
 
 

@@ -118,13 +118,15 @@ def block_spec(
     first = get_transformer_layer_offset(config, vp_stage=vp_stage, pp_rank=pp_rank)
     count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
     dense = geometry.num_layers if geometry.experts is None else geometry.experts.first_dense_layers
-    with_delta = () if geometry.delta is None else geometry.delta.layers
+    with_delta, shared = () if geometry.delta is None else geometry.delta.layers, geometry.shared_index_layers
     specs = [
         layer_spec(
-            config, layers, geometry, experts=number >= dense, deepstack=number < deepstack, delta=number in with_delta
+            config, layers, geometry, experts=number >= dense, deepstack=number < deepstack, delta=number in with_delta,
+            shared=number in shared, hands_on=number + 1 in shared and number + 1 < first + count,
         )
         for number in range(first, first + count)
-    ]
+    ]  # fmt: skip
+    assert first not in shared, "the plan lets no chunk begin with a layer that takes the selection of another"
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=layers.norm)
 
 
@@ -136,14 +138,21 @@ def layer_spec(
     experts: bool = False,
     deepstack: bool = False,
     delta: bool = False,
+    shared: bool = False,
+    hands_on: bool = False,
 ) -> ModuleSpec:
-    """One decoder layer: pre-norm self-attention (`delta`: a gated delta rule), then a gated MLP (or `experts`)."""
+    """One decoder layer: pre-norm self-attention (`delta`: a gated delta rule), then a gated MLP (or `experts`).
+
+    `shared` attends to the keys that the layer before chose, `hands_on` tells the next layer its own.
+    """
     add: Any = get_bias_dropout_add  # a function, where upstream's annotation says class
+    module, params = _layer_kind(deepstack=deepstack, shares=shared or hands_on, hands_on=hands_on)
     return ModuleSpec(
-        module=_deepstack_layer() if deepstack else TransformerLayer,
+        module=module,
+        params=params,
         submodules=TransformerLayerSubmodules(
             input_layernorm=layers.norm,
-            self_attention=_mixer_spec(config, layers, geometry, delta=delta),
+            self_attention=_mixer_spec(config, layers, geometry, delta=delta, shared=shared),
             self_attn_bda=add,
             pre_mlp_layernorm=layers.norm,
             mlp=experts_builder(layers, geometry.experts)
@@ -154,22 +163,30 @@ def layer_spec(
     )
 
 
-def _deepstack_layer() -> type[TransformerLayer]:
-    from loongforge.core.megatron.deepstack import DeepstackLayer
+def _layer_kind(*, deepstack: bool, shares: bool, hands_on: bool) -> tuple[type[TransformerLayer], dict[str, Any]]:
+    """The class of a layer and its own arguments; the plan refuses layers that would be both."""
+    assert not (deepstack and shares), "both need the context that layers pass on"
+    if deepstack:
+        from loongforge.core.megatron.deepstack import DeepstackLayer
 
-    return DeepstackLayer
+        return DeepstackLayer, {}
+    if shares:
+        from loongforge.core.megatron.shared_selection import SharingLayer
+
+        return SharingLayer, {"hands_on": hands_on}
+    return TransformerLayer, {}
 
 
-def _mixer_spec(config: Any, layers: Layers, geometry: TransformerGeometry, *, delta: bool) -> ModuleSpec:
+def _mixer_spec(config: Any, layers: Layers, geometry: TransformerGeometry, *, delta: bool, shared: bool) -> ModuleSpec:
     if delta:
         assert geometry.delta is not None, "asked of models with such layers only"
         return delta_spec(layers, geometry.delta)
+    if geometry.latent is not None:
+        return latent_attention_spec(layers, geometry.latent, shared=shared)
     return _attention_spec(config, layers, geometry)
 
 
 def _attention_spec(config: Any, layers: Layers, geometry: TransformerGeometry) -> ModuleSpec:
-    if geometry.latent is not None:
-        return latent_attention_spec(layers, geometry.latent)
     head_norm = layers.norm if config.qk_layernorm else IdentityOp
     query_norm, key_norm = head_norm, head_norm
     if whole := geometry.qk_layernorm and geometry.qk_norm_whole:

@@ -74,7 +74,8 @@ def _block_options(geometry: TransformerGeometry) -> dict[str, Any]:
         "layernorm_zero_centered_gamma": geometry.zero_centered_norm,
         "qk_layernorm": geometry.qk_layernorm and geometry.latent is None,
         "attention_output_gate": geometry.attention_gate,
-        "hetereogenous_dist_checkpoint": geometry.delta is not None,  # layers have names of their own in a checkpoint
+        # Layers have names of their own in a checkpoint.
+        "hetereogenous_dist_checkpoint": geometry.delta is not None or bool(geometry.shared_index_layers),
         "add_bias_linear": False,
         "add_qkv_bias": geometry.add_qkv_bias,
         "gated_linear_unit": True,

@@ -120,6 +120,8 @@ class IndexGeometry:
     warmup: bool = False
     """Attention goes to every key and its indexer alone trains, on all of them (DeepSeek-V3.2, 2025, 2.1.1)."""
     route: SparseRoute = "auto"
+    shared_layers: tuple[int, ...] = ()
+    """Layers (from 0) without an indexer, which attend to the keys that the layer before them did (GLM-5.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,11 @@ class TransformerGeometry:
     def position_rank(self) -> int:
         """Rows of position ids: 3 with sections for time, height and width, else 1."""
         return 1 if self.mrope_section is None else 3
+
+    @property
+    def shared_index_layers(self) -> tuple[int, ...]:
+        """Layers (from 0) that attend to the keys of the layer before them; none without an indexer."""
+        return self.latent.index.shared_layers if self.latent and self.latent.index else ()
 
     @property
     def rotated_channels(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loongforge.core.model.geometry import LatentGeometry
 from loongforge.core.plan.delta import delta_bytes, delta_layers
-from loongforge.core.plan.index import gathered_elements, route_of, warms_up
+from loongforge.core.plan.index import gathered_elements, less_kept, route_of, told_bytes, warms_up
 from loongforge.core.plan.index import kept_bytes as index_bytes
 from loongforge.core.plan.lora import stage_adapters
 from loongforge.core.plan.parameters import Held, dense_layers, stage_held, stage_indexers, stage_layers
@@ -132,13 +132,17 @@ def _chunk_activations(plan: Plan, stage: int) -> tuple[int, int]:
     if plain < every:
         layer = (plain * layer + (every - plain) * layer_activations(plan, experts=True)) // every
     layer += _delta_instead(plan) * delta_layers(plan.geometry, plan.layout, stage) // every
+    recomputes = parallel.recompute_granularity == "full" or "core_attn" in _dropped(plan)
+    told = _local_tokens(plan) * told_bytes(plan, stage) if recomputes else 0
+    if "core_attn" not in _dropped(plan):
+        layer -= round(_local_tokens(plan) * less_kept(plan, stage, element=element_bytes(plan)) / every)
     residual = _hidden_bytes(plan)
     if parallel.recompute_granularity != "full":
-        return layers * layer, 0
+        return layers * layer + told, 0
     group = min(parallel.recompute_num_layers or 1, layers)
     if parallel.recompute_method == "block":
-        return group * residual + (layers - group) * layer, layer
-    return -(-layers // group) * residual, group * layer
+        return group * residual + (layers - group) * layer + told, layer
+    return -(-layers // group) * residual + told, group * layer
 
 
 def layer_activations(plan: Plan, *, experts: bool = False) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from loongforge.core.model.geometry import ExpertGeometry, LatentGeometry, TransformerGeometry
 from loongforge.core.plan.delta import delta_layers, split_elements
 from loongforge.core.plan.index import elements as index_elements
+from loongforge.core.plan.index import shared_layers
 from loongforge.core.plan.layout import Layout
 from loongforge.core.plan.stages import stage_chunks, stage_sizes
 
@@ -109,6 +110,11 @@ def _delta_instead(geometry: TransformerGeometry) -> Elements:
     return whole + _attention(geometry) * -1
 
 
+def _shared_instead(geometry: TransformerGeometry) -> Elements:
+    """What a layer has less that attends to the keys of the layer before it."""
+    return Elements(replicated=-index_elements(geometry))
+
+
 def further_elements(geometry: TransformerGeometry) -> Elements:
     """All further layers of multi-token prediction: each a decoder layer like the last one, with attention; the
     projection of hidden state and embedding; three norms. They share the embedding and the output matrix."""
@@ -130,6 +136,7 @@ def count_parameters(geometry: TransformerGeometry, padded_vocab_size: int) -> i
     if plain < geometry.num_layers:
         total += layer_elements(geometry, experts=True).total * (geometry.num_layers - plain)
     total += _delta_instead(geometry).total * (len(geometry.delta.layers) if geometry.delta else 0)
+    total += _shared_instead(geometry).total * len(geometry.shared_index_layers)
     total += further_elements(geometry).total
     return total + geometry.hidden_size + tables * padded_vocab_size * geometry.hidden_size
 
@@ -150,6 +157,7 @@ def stage_held(geometry: TransformerGeometry, padded_vocab_size: int, layout: La
         if plain < layers:
             elements += layer_elements(geometry, experts=True) * (layers - plain)
         elements += _delta_instead(geometry) * delta_layers(geometry, layout, stage)
+        elements += _shared_instead(geometry) * shared_layers(geometry, layout, stage)
         ends = table * (stage == 0)
         if stage == layout.pp - 1:
             elements += further_elements(geometry)
@@ -177,6 +185,9 @@ def stage_parameters(geometry: TransformerGeometry, padded_vocab_size: int, layo
 
 def stage_indexers(geometry: TransformerGeometry, layout: Layout) -> tuple[Held, ...]:
     """What indexers, which choose keys, hold on one rank of each pipeline stage, in stage order."""
-    layers = list(stage_sizes(geometry.num_layers, layout))
+    layers = [
+        size - shared_layers(geometry, layout, stage)
+        for stage, size in enumerate(stage_sizes(geometry.num_layers, layout))
+    ]
     layers[-1] += geometry.prediction_layers
     return tuple(Held(dense=index_elements(geometry) * count, experts=0) for count in layers)
