@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from loongforge.kernels.fp8 import hadamard_quant
 from loongforge.kernels.gather_scores import gather_scores
 from loongforge.kernels.gather_scores.reference import gather_scores as gather_truth
 from loongforge.kernels.indexer_logits import indexer_logits
+from loongforge.kernels.indexer_logits.reference import indexer_logits as logits_truth
 from loongforge.kernels.lightning_indexer import lightning_indexer
 from loongforge.kernels.lightning_indexer.reference import lightning_indexer as lightning_truth
 from loongforge.kernels.rope import rope
 from loongforge.kernels.row_bounds import row_bounds, zigzag_rows
 from loongforge.kernels.select_topk import select_topk
 from loongforge.kernels.selection_bits import selection_bits
-from loongforge.kernels.testing import ZOO, Rows, assert_matches
+from loongforge.kernels.testing import ZOO, Rows, assert_matches, error_ratio
 
 SHAPES = pytest.mark.parametrize("rows", ZOO, ids=lambda rows: rows.name)
 PACKED = next(rows for rows in ZOO if rows.name == "packed")
@@ -23,11 +25,11 @@ PACKED = next(rows for rows in ZOO if rows.name == "packed")
 RATIO = {torch.float64: 1e-14, torch.float32: 4e-7, torch.bfloat16: 6e-3}
 
 
-def inputs(rows: Rows, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """Random q, k and w for three heads of width 5, w of both signs."""
+def inputs(rows: Rows, dtype: torch.dtype = torch.float64, width: int = 5) -> dict[str, torch.Tensor]:
+    """Random q, k and w for three heads, w of both signs."""
     generator = torch.Generator().manual_seed(rows.keys)
     queries = len(rows.bounds()[0])
-    shapes = {"q": (queries, 3, 5), "k": (rows.keys, 5), "w": (queries, 3)}
+    shapes = {"q": (queries, 3, width), "k": (rows.keys, width), "w": (queries, 3)}
     wide = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     return {name: x.to(dtype if name != "w" else torch.float32).requires_grad_() for name, x in wide.items()}
 
@@ -124,6 +126,46 @@ def test_gradients_are_those_of_autograd(rows, relu):
     )
 
 
+@pytest.mark.parametrize(
+    ("rows", "relu"),
+    [(ZOO[1], True), (ZOO[4], False), (ZOO[5], True)],
+    ids=["odd", "context parallel", "rows that see nothing"],
+)
+def test_fp8_chooses_by_its_own_logits_and_scores_what_was_given(rows, relu):
+    """Keys and heads of many magnitudes: without their scales the codes would choose others."""
+    given, (ks, ke) = inputs(rows, torch.float32, 128), rows.bounds()
+    k_size, q_size = torch.logspace(-2, 2, rows.keys)[:, None], torch.tensor([1.0, 100.0, 1e-2])[:, None]
+    given = {"q": given["q"].detach() * q_size, "k": given["k"].detach() * k_size, "w": given["w"].detach()}
+    q, k, w = given.values()
+    (q8, q_scale), (k8, k_scale) = hadamard_quant(q), hadamard_quant(k)
+    logits = indexer_logits(q8, k8, w * q_scale, ks, ke, relu=relu, k_scale=k_scale)
+    truth = logits_truth(q.double(), k.double(), w, ks, ke, relu=relu)
+    seen = truth.isfinite()
+    assert torch.equal(seen, logits.isfinite())
+    # e4m3 rounds each of the two by 2.6e-2: measured 0.027 to 0.075
+    assert error_ratio(logits[seen], truth[seen]) < 0.1
+    want = select_topk(logits, ks, ke, rows.topk)
+
+    def fp8(op, **x):
+        return op(**x, ks=ks, ke=ke, topk=rows.topk, relu=relu, fp8=True, chunk_rows=3)
+
+    for op in (lightning_indexer, lightning_truth):
+        found = fp8(op, **given)
+        assert torch.equal(found.indices, want.indices)
+        assert torch.equal(found.length, want.length)
+    assert_matches(
+        lambda **x: fp8(lightning_indexer, **x).scores,
+        lambda **x: gather_truth(**x, indices=want.indices, relu=relu),
+        {name: x.requires_grad_() for name, x in given.items()},
+        RATIO[torch.float32],
+    )
+
+
+def test_fp8_of_other_widths_is_refused():
+    with pytest.raises(ValueError, match="fp8=True rotates rows of 128 numbers, q and k have 5: leave fp8 out"):
+        lightning_indexer(**inputs(PACKED), ks=PACKED.bounds()[0], ke=PACKED.bounds()[1], topk=4, fp8=True)
+
+
 @pytest.mark.parametrize("dtype", RATIO, ids=str)
 def test_dtypes(dtype):
     indices = PACKED.indices()
@@ -173,18 +215,19 @@ def test_ops_as_torch_wants_them():
     for op, arguments in (
         (ops.indexer_logits, (*plain, ks, ke, True, None)),
         (ops.select_topk, (torch.randn(len(ks), PACKED.keys), ks, ke, 4)),
-        (ops.lightning_indexer, (q, k, w, ks, ke, 4, True, 5, False)),
+        (ops.lightning_indexer, (q, k, w, ks, ke, 4, True, 5, False, None)),
         (ops.gather_scores, (q, k, w, PACKED.indices(), True, True)),
         (ops.selection_bits, (PACKED.indices(), PACKED.keys)),
     ):
         torch.library.opcheck(op.default, arguments)
 
 
-def test_compiled_and_checkpointed_gradients_are_the_same():
-    given, (ks, ke) = inputs(PACKED, torch.float32), PACKED.bounds()
+@pytest.mark.parametrize("fp8", [False, True], ids=["", "fp8"])
+def test_compiled_and_checkpointed_gradients_are_the_same(fp8):
+    given, (ks, ke) = inputs(PACKED, torch.float32, 128), PACKED.bounds()
 
     def loss(q, k, w):
-        scores = lightning_indexer(q * 2, k, w, ks, ke, PACKED.topk, chunk_rows=4).scores
+        scores = lightning_indexer(q * 2, k, w, ks, ke, PACKED.topk, fp8=fp8, chunk_rows=4).scores
         return scores.masked_fill(scores == -torch.inf, 0.0).square().sum()
 
     leaves = list(given.values())

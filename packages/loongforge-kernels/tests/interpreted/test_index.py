@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from loongforge.kernels.fp8 import hadamard_quant
+from loongforge.kernels.fp8 import triton as fp8_triton
 from loongforge.kernels.gather_scores import gather_scores
 from loongforge.kernels.gather_scores import triton as gather_triton
 from loongforge.kernels.gather_scores.reference import gather_scores as gather_truth
@@ -41,6 +43,7 @@ def kernels_run_on_the_cpu() -> None:
         (lightning_triton, ["lightning_indexer"]),
         (gather_triton, ["gather_scores", "gather_scores_backward"]),
         (bits_triton, ["selection_bits"]),
+        (fp8_triton, ["hadamard_quant"]),
     ):
         for name in names:
             torch.library.impl(f"{NAMESPACE}::{name}", "cpu", getattr(module, name))
@@ -135,6 +138,23 @@ def test_lightning_indexer(relu):
         return lambda **x: op(**x, ks=ks, ke=ke, topk=PACKED.topk, relu=relu, **named)
 
     assert_matches(scores(lightning_indexer, chunk_rows=8), scores(lightning_truth), inputs(PACKED), EXACT)
+
+
+def test_lightning_indexer_of_fp8():
+    """Kernels of fp8 alone choose; of two queries at a time, which the scales of all keys must follow."""
+    given, (ks, ke) = inputs(PACKED, heads=3, width=128), PACKED.bounds()
+    q, k, w = (x.detach() for x in given.values())
+    with poison():
+        found = lightning_indexer(**given, ks=ks, ke=ke, topk=PACKED.topk, fp8=True, chunk_rows=2)
+    (q8, q_scale), (k8, k_scale) = hadamard_quant(q), hadamard_quant(k)
+    logits = logits_truth(q8.double(), k8.double(), w * q_scale, ks, ke, k_scale=k_scale)
+    assert torch.equal(found.indices, topk_truth(logits, ks, ke, PACKED.topk).indices)
+    assert_matches(
+        lambda **x: lightning_indexer(**x, ks=ks, ke=ke, topk=PACKED.topk, fp8=True).scores,
+        lambda **x: gather_truth(**x, indices=found.indices),
+        given,
+        EXACT,
+    )
 
 
 @SHAPES
