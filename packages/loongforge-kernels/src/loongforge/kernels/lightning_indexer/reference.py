@@ -27,8 +27,8 @@ def lightning_indexer(
     if not fp8:
         return select(q, k, w, ks, ke, topk, relu, chunk)
     with torch.no_grad():
-        *operands, k_scale = quantised(q, k, w, hadamard_quant)
-        found = select(*operands, ks, ke, topk, relu, chunk, k_scale)
+        narrow_q, narrow_k, wide_w, k_scale = quantised(q, k, w, hadamard_quant)
+        found = select(narrow_q, narrow_k, wide_w, ks, ke, topk, relu, chunk, k_scale)
     return found._replace(scores=gather_scores(q, k, w, found.indices, relu=relu))
 
 
