@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -46,9 +47,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> T
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor | None = None, ignore_index: int = -100
-) -> Tensor:
-    """loss `[...]` fp32; see `loongforge.kernels.linear_cross_entropy`. Logits are computed in each pass anew."""
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor | None = None, ignore_index: int = -100,
+    tp_group: dist.ProcessGroup | None = None,
+) -> Tensor:  # fmt: skip
+    """loss `[...]` fp32; see `loongforge.kernels.linear_cross_entropy`. Logits are computed in each pass anew.
+
+    Raises ValueError for a vocabulary that ranks share.
+    """
+    if tp_group is not None:
+        raise ValueError("linear_cross_entropy: liger takes a whole vocabulary, no tp_group: take impl='eager'.")
     rows = hidden.reshape(-1, hidden.shape[-1])
     function = _of("fused_linear_cross_entropy").LigerFusedLinearCrossEntropyFunction
     loss = function.apply(
