@@ -62,9 +62,9 @@ def test_sparse_mla(heads: int):
     check(target.attention_target, q, kv, indices, lse, 0.1)
     backward = (kernels.backward, q, kv, indices, None, 0.1)
     assert check(*backward, False, out, lse, out, lse, only="_backward_scores")
-    # every key's gradient leaves in vectors of four: a fourth of the additions to memory
-    assert len(check(*backward, False, out, lse, out, lse, only="_backward_products", ptx=RED)) == 2
-    if heads == 128:
+    if heads == 128:  # the products of 64 are below; they have no cut of their own for 16, and need less there
+        # every key's gradient leaves in vectors of four: a fourth of the additions to memory
+        assert len(check(*backward, False, out, lse, out, lse, only="_backward_products", ptx=RED)) == 2
         assert len(check(*backward, True, out, lse, out, lse, only="_backward_products")) == 2
         assert check(*backward, True, out, lse, out, lse, only="_sum_pairs", wgmma=False)
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from loongforge.kernels.dsa import ESTIMATED, Attended, Shape, Speeds, dsa, plan
+from loongforge.kernels.lightning_indexer import lightning_indexer
+from loongforge.kernels.rope import rope
 from loongforge.kernels.row_bounds import row_bounds
 from loongforge.kernels.testing import ZOO, Rows, assert_close
 
@@ -240,3 +242,38 @@ def test_the_core_is_that_of_transformers(family: str, route: str, monkeypatch: 
     pairs = (torch.autograd.grad(x, list(learned.values()), grad) for x in (ours, theirs))
     for name, mine, expected in zip(learned, *pairs, strict=True):
         assert_close(name, mine, expected, 2e-6)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_the_selection_is_that_of_transformers(family):
+    """From the weights of its indexer, which rotates half by half in DeepSeek-V3.2 and pair by pair in GLM-5."""
+    modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
+    prefix = "DeepseekV32" if family == "deepseek_v32" else "GlmMoeDsa"
+    heads, width, rotary, length, documents = 6, 20, 8, 31, (19, 12)
+    config = getattr(modeling, f"{prefix}Config")(
+        hidden_size=48, q_lora_rank=24, index_n_heads=heads, index_head_dim=width, qk_rope_head_dim=rotary, index_topk=7
+    )
+    torch.manual_seed(0)
+    indexer = getattr(modeling, f"{prefix}Indexer")(config, 0)
+    torch.nn.init.normal_(indexer.k_norm.weight)
+    torch.nn.init.normal_(indexer.k_norm.bias)
+    hidden, residual = torch.randn(length, 48), torch.randn(length, 24)
+    angle = torch.arange(length)[:, None] * 0.3 ** torch.arange(rotary // 2)  # [S, pairs]
+    cos, sin = angle.cos(), angle.sin()
+    ks, ke = row_bounds(torch.tensor([0, *documents]).cumsum(0))
+    key = torch.arange(length)
+    seen = (key >= ks[:, None]) & (key < ke[:, None])
+    expected = indexer(hidden[None], residual[None], (cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]), seen[None], None)
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        table = cos[:, None, None], sin[:, None, None]
+        return rope(x[:, None], *table, family == "glm_moe_dsa")[:, 0]  # [S, B, H, D] is what it takes
+
+    q = rotated(indexer.wq_b(residual).view(length, heads, width))
+    k = rotated(indexer.k_norm(indexer.wk(hidden))[:, None])[:, 0]
+    w = indexer.weights_proj(hidden) * (heads * width) ** -0.5
+    found = lightning_indexer(q, k, w, ks, ke, config.index_topk)
+    assert (w < 0).any()
+    for t in range(length):
+        theirs = [s for s in expected[0, t].tolist() if seen[t, s]]
+        assert found.indices[t, : found.length[t]].tolist() == sorted(theirs)

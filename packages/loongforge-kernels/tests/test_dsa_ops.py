@@ -24,20 +24,24 @@ from loongforge.kernels.testing import ZOO, Rows, assert_close, assert_matches
 
 RATIO = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
 """Measured 1.5e-6 (a query with one key, whose gradient is a difference to 0; otherwise 5e-7) and 3.1e-3."""
-DTYPES = pytest.mark.parametrize("dtype", RATIO, ids=str)
+ROUNDED = next(rows for rows in ZOO if rows.name == "packed")
+"""Where bf16 is tried: the others differ in which keys there are, not in how numbers are rounded."""
+CASES = pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [*((rows, torch.float32) for rows in ZOO), (ROUNDED, torch.bfloat16)],
+    ids=lambda x: x.name if isinstance(x, Rows) else str(x),
+)
 EVERY_ROW = pytest.mark.parametrize("rows", ZOO, ids=lambda rows: rows.name)
 SMALL = Rows(name="small", documents=(3, 5), topk=4, queries=(0, 1, 2, -1, 3, 7, 5))
 
 
-@DTYPES
-@EVERY_ROW
+@CASES
 def test_masked_mha(rows: Rows, dtype: torch.dtype):
     op, truth = (partial(f, scale=0.3) for f in (masked_mha, masked_reference.masked_mha))
     assert_matches(op, truth, masked(rows, 3, 24, 16, dtype), RATIO[dtype])
 
 
-@DTYPES
-@EVERY_ROW
+@CASES
 @pytest.mark.parametrize("sink", [False, True], ids=["", "sink"])
 def test_sparse_mla(rows: Rows, dtype: torch.dtype, sink: bool):
     inputs = sparse(rows, 3, 20, 6, dtype) | ({"attn_sink": normal(3, seed=4)} if sink else {})
@@ -166,7 +170,8 @@ def test_gradcheck(op: Any, inputs: dict[str, Any]):
         found = (found,) if isinstance(found, Tensor) else found
         return tuple(x.masked_fill(x == float("-inf"), 0.0) for x in found)  # finite differences of -inf are NaN
 
-    assert torch.autograd.gradcheck(finite, [inputs[name] for name in leaves])
+    # by random directions; each number against autograd of the reference is above
+    assert torch.autograd.gradcheck(finite, [inputs[name] for name in leaves], fast_mode=True)
 
 
 @EVERY_OP

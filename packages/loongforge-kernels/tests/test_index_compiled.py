@@ -51,8 +51,9 @@ def test_logits(heads, tmp_path, monkeypatch):
     aot.gate(found, ptx=(r"cp\.async",))  # keys are on their way while the last ones are multiplied
 
 
-def test_logits_of_fp8(tmp_path, monkeypatch):
-    narrow, scale = indexer(64, torch.float8_e4m3fn), meta(KEYS, dtype=torch.float32)
+@pytest.mark.parametrize("heads", [64, 32])
+def test_logits_of_fp8(heads, tmp_path, monkeypatch):
+    narrow, scale = indexer(heads, torch.float8_e4m3fn), meta(KEYS, dtype=torch.float32)
     found = built(lambda: logits.indexer_logits(*narrow, *bounds(), True, scale), tmp_path, monkeypatch)
     aot.gate(found, wgmma=False)
     assert found.count("QGMMA[.0-9A-Zx]*"), "no fp8 warpgroup matrix product"

@@ -29,6 +29,9 @@ EVERY_ROW = pytest.mark.parametrize("rows", ZOO, ids=lambda rows: rows.name)
 SMALL = Tiles(rows=16, keys=16, swap=True)
 WIDE = Rows(name="full width", documents=(40,), queries=(0, 39, 7), topk=70)
 NOTHING = ZOO[5]
+ODD = Rows(name="odd", documents=(37,), topk=5, queries=(0, 15, 16, 36))
+"""Of the zoo's, some queries: kernels that take one query at a time see no more in all of them."""
+QUERY_BY_QUERY = pytest.mark.parametrize("rows", [ZOO[0], ODD, *ZOO[2:]], ids=lambda rows: rows.name)
 
 
 class _Op(torch.autograd.Function):
@@ -91,7 +94,7 @@ def test_masked_mha_at_the_released_width_in_bf16():
     assert_matches(masked_op(192**-0.5), partial(masked_truth.masked_mha, scale=192**-0.5), inputs, BF16_RATIO)
 
 
-@EVERY_ROW
+@QUERY_BY_QUERY
 def test_sparse_mla(rows: Rows):
     inputs = sparse(rows, 3, 64, 16)  # three heads: a partial block, keys on the rows of the products
     assert_matches(sparse_op(0.15, 64, False), sparse_reference(0.15, 64), inputs, RATIO)
@@ -118,17 +121,10 @@ def test_sparse_mla_at_the_released_width_in_bf16():
     assert_matches(op, sparse_reference(576**-0.5, 512), inputs, BF16_RATIO)
 
 
-def test_the_ordered_backward_is_bit_equal_between_runs():
-    inputs = sparse(NOTHING, 3, 64, 16)
-    grads = []
-    for _ in range(2):
-        out, _ = sparse_op(0.15, 64, True)(**inputs)
-        grads.append(torch.autograd.grad(out.square().sum(), (inputs["q"], inputs["kv"])))
-    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
-
-
 @pytest.mark.parametrize(
-    ("rows", "heads"), [*((rows, 3) for rows in ZOO), (NOTHING, 70)], ids=lambda x: getattr(x, "name", str(x))
+    ("rows", "heads"),
+    [*((rows, 3) for rows in (ZOO[0], ODD, *ZOO[2:])), (NOTHING, 70)],
+    ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_attention_target(rows: Rows, heads: int):
     inputs = {name: x.detach() for name, x in sparse(rows, heads, 64, 16).items()}

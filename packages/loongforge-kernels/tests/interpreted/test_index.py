@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from loongforge.kernels.fp8 import hadamard_quant
+from loongforge.kernels.fp8 import triton as fp8_triton
 from loongforge.kernels.gather_scores import gather_scores
 from loongforge.kernels.gather_scores import triton as gather_triton
 from loongforge.kernels.gather_scores.reference import gather_scores as gather_truth
@@ -30,6 +32,8 @@ from loongforge.kernels.testing import ZOO, Rows, assert_close, assert_matches, 
 EXACT = 4e-7
 ROUNDED = 6e-3
 PACKED = next(rows for rows in ZOO if rows.name == "packed")
+ODD = Rows(name="odd", documents=(37,), topk=5, queries=(0, 15, 16, 36))
+"""Of the zoo's, some queries: a kernel that takes one query at a time sees no more in all of them."""
 SHAPES = pytest.mark.parametrize("rows", ZOO, ids=lambda rows: rows.name)
 
 
@@ -41,6 +45,7 @@ def kernels_run_on_the_cpu() -> None:
         (lightning_triton, ["lightning_indexer"]),
         (gather_triton, ["gather_scores", "gather_scores_backward"]),
         (bits_triton, ["selection_bits"]),
+        (fp8_triton, ["hadamard_quant"]),
     ):
         for name in names:
             torch.library.impl(f"{NAMESPACE}::{name}", "cpu", getattr(module, name))
@@ -126,18 +131,33 @@ def test_no_tie_is_written_behind_its_row(monkeypatch):
     assert all((buffer[-9:] == 77).all() for buffer in buffers)
 
 
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
-def test_lightning_indexer(relu):
-    """Selection equal to that of fp64, gradients of the scores included; two queries at a time."""
+def test_lightning_indexer():
+    """Selection equal to that of fp64, gradients of the scores included; some queries at a time."""
     ks, ke = PACKED.bounds()
 
     def scores(op, **named):
-        return lambda **x: op(**x, ks=ks, ke=ke, topk=PACKED.topk, relu=relu, **named)
+        return lambda **x: op(**x, ks=ks, ke=ke, topk=PACKED.topk, **named)
 
     assert_matches(scores(lightning_indexer, chunk_rows=8), scores(lightning_truth), inputs(PACKED), EXACT)
 
 
-@SHAPES
+def test_lightning_indexer_of_fp8():
+    """Choices are those of the rounded numbers' logits, scores and gradients those of what was given."""
+    given, (ks, ke) = inputs(PACKED, heads=3, width=128), PACKED.bounds()
+    q, k, w = (x.detach() for x in given.values())
+    (q8, q_scale), (k8, k_scale) = hadamard_quant(q), hadamard_quant(k)
+    logits = logits_truth(q8.double(), k8.double(), w * q_scale, ks, ke, k_scale=k_scale)
+    chosen = topk_truth(logits, ks, ke, PACKED.topk).indices
+
+    def scores(**x):
+        found = lightning_indexer(**x, ks=ks, ke=ke, topk=PACKED.topk, fp8=True, chunk_rows=8)
+        assert torch.equal(found.indices, chosen)
+        return found.scores
+
+    assert_matches(scores, lambda **x: gather_truth(**x, indices=chosen), given, EXACT)
+
+
+@pytest.mark.parametrize("rows", [ZOO[0], ODD, *ZOO[2:]], ids=lambda rows: rows.name)
 def test_gathered_scores(rows):
     indices = rows.indices(holes=True)
     assert_matches(

@@ -83,6 +83,22 @@ def _library_paths(op: str, summary: str, *dtypes: str, folder: str = "") -> tup
     )
 
 
+def _peer_path(op: str, impl: str, requires: str, summary: str) -> KernelSpec:
+    """Another project's kernel, below every implementation of this wheel: it is asked for by name or never runs."""
+    return KernelSpec(
+        op=op,
+        impl=impl,
+        target=f"loongforge.kernels.peers.{impl}:{op}",
+        devices=("cuda",),
+        dtypes=FLOATS,
+        priority=-10,
+        requires=(requires, "triton>=3.2"),
+        summary=summary,
+    )
+
+
+_LIGER = ("liger", "liger-kernel>=0.8.5,<0.9")
+
 KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("rms_norm", "root mean square norm"),
     _triton_path("rms_norm", "root mean square norm"),
@@ -91,6 +107,11 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("rope", "rotary position embedding"),
     *_torch_paths("cross_entropy", "loss per token from logits"),
     *_torch_paths("linear_cross_entropy", "loss per token from hidden states"),
+    _peer_path("rms_norm", *_LIGER, "root mean square norm: Liger's, by name only"),
+    _peer_path("swiglu", *_LIGER, "silu(gate) * up: Liger's, by name only"),
+    _peer_path("rope", *_LIGER, "rotary position embedding: Liger's, by name only"),
+    _peer_path("cross_entropy", *_LIGER, "loss per token from logits: Liger's, by name only"),
+    _peer_path("linear_cross_entropy", *_LIGER, "loss per token from hidden states: Liger's, by name only"),
     KernelSpec(
         op="causal_attention",
         impl="reference",

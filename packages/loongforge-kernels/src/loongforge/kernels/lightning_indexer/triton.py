@@ -10,12 +10,13 @@ from loongforge.kernels.select_topk.triton import select_topk
 
 
 def lightning_indexer(
-    q: Tensor, k: Tensor, w: Tensor, ks: Tensor, ke: Tensor, topk: int, relu: bool, chunk: int, deterministic: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, w: Tensor, ks: Tensor, ke: Tensor, topk: int, relu: bool, chunk: int, deterministic: bool,
+    k_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """scores, indices and length; see the package."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for rows in (slice(start, start + chunk) for start in range(0, max(1, len(q)), chunk)):
-        logits = indexer_logits(q[rows], k, w[rows], ks[rows], ke[rows], relu, None)
+        logits = indexer_logits(q[rows], k, w[rows], ks[rows], ke[rows], relu, k_scale)
         indices, scores, length = select_topk(logits, ks[rows], ke[rows], topk)
         parts.append((scores, indices, length))
     if len(parts) == 1:
