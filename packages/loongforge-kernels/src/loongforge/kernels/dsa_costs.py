@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,12 @@ class Speeds:
     """TB/s at which rows of keys are gathered, once for each 64 heads: the limit of few heads."""
     add_bytes: float
     """TB/s of fp32 additions to memory, once for each pair of query and key."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rate that is none."""
+        for name, value in dataclasses.asdict(self).items():
+            if name not in ("device", "source") and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{name} is {value!r}, a rate above 0 is needed")
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""

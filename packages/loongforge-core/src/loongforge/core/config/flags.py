@@ -75,6 +75,7 @@ OWN: tuple[Flag, ...] = (
     Flag(name="encoder-tensor-model-parallel-size", path="model.image_encoder.tensor_model_parallel_size"),
     _switch("dsa-indexer-warmup", "model.foundation.dsa_indexer_warmup", True),
     Flag(name="dsa-route", path="model.foundation.dsa_route"),
+    Flag(name="dsa-speeds", path="model.foundation.dsa_speeds"),
     _switch("use-vlm-dp-balance", "data.balance", "analytic"),
     _switch("use-vit-dp-balance", "data.balance", "analytic"),  # one deal evens out encoder and foundation
 )

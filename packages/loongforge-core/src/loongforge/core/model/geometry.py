@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loongforge.core.errors import ConfigError
+from loongforge.kernels.dsa_costs import Speeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,8 @@ class IndexGeometry:
     warmup: bool = False
     """Attention goes to every key and its indexer alone trains, on all of them (DeepSeek-V3.2, 2025, 2.1.1)."""
     route: SparseRoute = "auto"
+    speeds: Speeds | None = None
+    """What `auto` goes by; None for an estimate."""
     shared_layers: tuple[int, ...] = ()
     """Layers (from 0) without an indexer, which attend to the keys that the layer before them did (GLM-5.2)."""
 

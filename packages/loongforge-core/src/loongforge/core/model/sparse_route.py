@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from loongforge.core.errors import ConfigError
 from loongforge.core.model.geometry import LatentGeometry
-from loongforge.kernels.dsa_costs import Plan, Shape, plan
+from loongforge.kernels.dsa_costs import ESTIMATED, Plan, Shape, Speeds, plan
+
+
+def read_speeds(path: str) -> Speeds:
+    """The table in a file; `ConfigError` where there is none."""
+    try:
+        return Speeds.load(Path(path))
+    except (OSError, ValueError, TypeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise ConfigError(
+            f"model.foundation.dsa_speeds={path!r} is no table of speeds ({reason}): `loongforge bench kernels "
+            "--speeds FILE` writes one, or leave it out for the estimate."
+        ) from None
 
 
 def sparse_route(latent: LatentGeometry, *, heads: int, queries: int, keys: int, longest: int | None = None) -> Plan:
@@ -20,7 +34,8 @@ def sparse_route(latent: LatentGeometry, *, heads: int, queries: int, keys: int,
         Shape(
             queries=queries, keys=keys, heads=heads, topk=index.topk, longest=longest, latent=latent.kv_lora_rank,
             rope=latent.qk_rope_head_dim, nope=latent.qk_nope_head_dim, value=latent.v_head_dim,
-        )
+        ),
+        ESTIMATED if index.speeds is None else index.speeds,
     )  # fmt: skip
     if index.warmup:
         return replace(found, route="causal", reason="dsa_indexer_warmup: every key is attended to")

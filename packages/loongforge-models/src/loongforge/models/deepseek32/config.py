@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from loongforge.core.model.geometry import IndexGeometry, SparseRoute
+from loongforge.core.model.sparse_route import read_speeds
 from loongforge.models.deepseek3.config import DeepSeek3Config
 from loongforge.models.deepseek3.keys import HF_KEYS
 from loongforge.models.parts.checks import wrong_choices, wrong_counts, wrong_rates, wrong_switches
@@ -43,6 +44,7 @@ class DeepSeek32Config(DeepSeek3Config):
         "dsa_indexer_loss_coeff",
         "dsa_indexer_warmup",
         "dsa_route",
+        "dsa_speeds",
     )
 
     dsa_indexer_n_heads: int
@@ -58,6 +60,8 @@ class DeepSeek32Config(DeepSeek3Config):
     """Train the indexer alone, on what attention to every key gives each of them; the rest stays as loaded."""
     dsa_route: SparseRoute = "auto"
     """`masked` computes attention for all keys under a mask, `gather` for the chosen rows of the latent alone."""
+    dsa_speeds: str | None = None
+    """File with what `dsa_route: auto` goes by, as `loongforge bench kernels --speeds` writes it."""
 
     def own_problems(self) -> list[str]:
         """Impossible values of the fields of this class, one by one."""
@@ -111,5 +115,6 @@ class DeepSeek32Config(DeepSeek3Config):
             loss_coeff=self.dsa_indexer_loss_coeff,
             warmup=self.dsa_indexer_warmup,
             route=self.dsa_route,
+            speeds=None if self.dsa_speeds is None else read_speeds(self.dsa_speeds),
         )
         return {**shared, "latent": replace(shared["latent"], index=index)}
