@@ -11,7 +11,10 @@ import torch
 from dsa_inputs import normal
 from torch import Tensor
 
+from loongforge.kernels.dsa import dsa as composed
 from loongforge.kernels.integrations import megatron as bridge
+from loongforge.kernels.peers.megatron import sparse_attention
+from loongforge.kernels.row_bounds import row_bounds
 from loongforge.kernels.testing import assert_close
 
 VARIANT = "megatron.core.transformer.experimental_attention_variant"
@@ -203,3 +206,33 @@ def test_registration_is_needed_possible_once_more_and_guarded(dsa, monkeypatch)
     monkeypatch.setattr(bridge, "version", lambda name: "0.20.0")
     with pytest.raises(RuntimeError, match=r"0.20.0 keeps its DSA backends in private names, known for 0.19 alone"):
         bridge.register()
+
+
+@pytest.mark.parametrize("kl", ["mean", "sum", None])
+def test_dsa_by_a_backend_of_megatron_core_is_dsa(kl, dsa):
+    """Our own backend behind the hooks that TileLang's and cuDNN's answer: arguments are where they belong."""
+    shapes = {
+        "q": (LENGTH, HEADS, 5 + ROPE), "kv": (LENGTH, LATENT + ROPE), "up": (HEADS, 5 + VALUE, LATENT),
+        "iq": (LENGTH, INDEX_HEADS, 16), "ik": (LENGTH, 16), "iw": (LENGTH, INDEX_HEADS),
+    }  # fmt: skip
+    leaves = [normal(*shape, seed=number, grad=True) for number, shape in enumerate(shapes.values())]
+    bounds = row_bounds(torch.tensor([0, 8, LENGTH]))
+
+    def results(attend: Any, **named: Any) -> list[Tensor]:
+        q, kv, up, *index = leaves
+        found = attend(q, kv, up, tuple(index), *bounds, topk=TOPK, scale=0.3, kl=kl, **named)
+        total = found.out.sin().sum() + (0 if kl is None else 0.7 * found.kl)
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return [found.out, *grads, found.indices.float(), *([] if kl is None else [found.kl])]
+
+    found, expected = results(partial(sparse_attention, bridge.NAME)), results(composed, route="gather")
+    for number, (have, want) in enumerate(zip(found, expected, strict=True)):
+        assert_close(str(number), have, want, RATIO)
+
+
+def test_what_a_backend_has_no_place_for_is_refused():
+    given = [torch.zeros(1)] * 3
+    with pytest.raises(ValueError, match="no place for route='masked', deterministic=True: take impl='composed'"):
+        sparse_attention("tilelang", *given, (), *given[:2], topk=1, scale=1.0, route="masked", deterministic=True)
+    with pytest.raises(ValueError, match="no loss 'none'"):
+        sparse_attention("tilelang", *given, (), *given[:2], topk=1, scale=1.0, kl="none")

@@ -97,6 +97,21 @@ def _peer_path(op: str, impl: str, requires: str, summary: str) -> KernelSpec:
     )
 
 
+def _megatron_path(backend: str, requires: str) -> KernelSpec:
+    """`dsa` by a backend of megatron-core's; by name alone too."""
+    return KernelSpec(
+        op="dsa",
+        impl=f"megatron_{backend}",
+        target=f"loongforge.kernels.peers.megatron:{backend}_dsa",
+        devices=("cuda",),
+        dtypes=("bfloat16",),
+        capability="sm_90",
+        priority=-10,
+        requires=("megatron-core>=0.19,<0.20", requires),
+        summary=f"sparse attention with its indexer and loss: megatron-core's {backend} kernels, by name only",
+    )
+
+
 _LIGER = ("liger", "liger-kernel>=0.8.5,<0.9")
 
 KERNELS: tuple[KernelSpec, ...] = (
@@ -154,6 +169,8 @@ KERNELS: tuple[KernelSpec, ...] = (
         target="loongforge.kernels.dsa:dsa",
         summary="sparse attention with its indexer and loss: the other ops, by the fastest route",
     ),
+    _megatron_path("tilelang", "tilelang"),
+    _megatron_path("cudnn", "nvidia-cudnn-frontend>=1.26"),
     *_torch_paths("adamw", "AdamW step"),
     *_torch_paths("grouped_linear", "a matrix for each group of rows"),
     KernelSpec(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loongforge.kernels.bench.dsa_inputs import Inputs
+from loongforge.kernels.peers.megatron import sparse_attention
 
 Attention = Callable[[Inputs], tuple[Tensor, Tensor | None]]
 
@@ -58,30 +60,14 @@ def unfused(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return out[:, 0].unflatten(-1, inputs.grad.shape[1:]), loss
 
 
-def tilelang(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """megatron-core with `dsa_kernel_backend="tilelang"`, on absorbed queries."""
-    kernels, dims = _module("dsa_kernels"), inputs.dims
-    config = SimpleNamespace(dsa_kernel_backend="tilelang", attention_backend=None)
-    absorbed = torch.einsum("thn,hnc->thc", inputs.q[..., : dims.nope], inputs.up[:, : dims.nope])
-    query = torch.cat((absorbed, inputs.q[..., dims.nope :]), -1)[:, None]
-    key = inputs.kv[:, None, None]
-    index_q, index_k, index_w = (x[:, None] for x in inputs.index)
-    indices, length, loss = _given(
-        kernels.run_fused_qk_topk_with_loss(
-            config, index_q, index_k, index_w, inputs.topk, inputs.ks, inputs.ke, block_size=8192, query=query.detach(),
-            key=key.detach(), softmax_scale=inputs.scale, loss_coeff=1.0, pg_collection=_ALONE,
-        )
+def by_backend(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor | None]:
+    """megatron-core with one of its `dsa_kernel_backend`s, on absorbed queries."""
+    _module("dsa_kernels")
+    found = sparse_attention(
+        backend, inputs.q, inputs.kv, inputs.up, inputs.index, inputs.ks, inputs.ke, topk=inputs.topk,
+        scale=inputs.scale,
     )  # fmt: skip
-    latent = _given(
-        kernels.run_fused_absorbed_sparse_attention(config, query, key, indices, inputs.scale, dims.latent, length)
-    )
-    return torch.einsum("thc,hvc->thv", latent[:, 0], inputs.up[:, dims.nope :]), loss
-
-
-def _given(result: Any) -> Any:
-    if result is None:
-        raise RuntimeError("megatron-core's backend declined these shapes")
-    return result
+    return found.out, found.kl
 
 
 def _module(name: str) -> Any:
@@ -92,6 +78,7 @@ def _module(name: str) -> Any:
 
 PEERS: dict[str, Attention] = {
     "megatron-core, unfused": unfused,
-    "megatron-core, tilelang": tilelang,
+    "megatron-core, tilelang": partial(by_backend, backend="tilelang"),
+    "megatron-core, cudnn": partial(by_backend, backend="cudnn"),
     "torch, dense causal": dense,
 }
