@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from loongforge.core.data.contract import Contents, Sample, SourceRequest
-from loongforge.core.data.quarantine import Bad
-from loongforge.data.accounts import Told, left_out
-from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
+from loongforge.data.accounts import Told
+from loongforge.data.blend import parse_paths, split_range
+from loongforge.data.conversation_source import ConversationSource
 from loongforge.data.conversations import ChatRules, ConversationFile, chat_rules, write_conversations
 from loongforge.data.once import build_once
-from loongforge.data.pack import Packs
 from loongforge.data.row_files import row_files, stamps
-from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
+from loongforge.data.sequences import Group, check_packing, fill, plan_packs, taken
 from loongforge.data.tokenise import spare_workers
 
 _FORMAT = 3
@@ -44,39 +42,14 @@ class Conversations:
         return self.files[file].read(number + self.first - int(self._borders[file]))
 
 
-class ChatSource:
+class ChatSource(ConversationSource[Conversations]):
     """Samples of one or more conversations; labels are the next tokens within a conversation, the mask is aligned.
 
     Packed: each conversation is a segment that attends to itself alone, padded to `segment_multiple`. The packs are
     planned once and visited in another order in every epoch. Unpacked: one conversation per sample, padded at the end.
     """
 
-    def __init__(
-        self,
-        request: SourceRequest,
-        pad_id: int,
-        groups: list[tuple[Conversations, Packs | None]],
-        paths: list[PathGroup],
-        facts: dict[str, str],
-        counts: dict[str, Any],
-    ) -> None:
-        self._request = request
-        self._pad_id = pad_id
-        self._groups = groups
-        self._paths = paths
-        weights = [group.weight for group in paths]
-        self._order = Order(request, [Group(len(one), packs) for one, packs in groups], weights)
-        self._facts = facts
-        self._counts = counts
-
-    def __len__(self) -> int:
-        """Samples asked for; the data repeats in further epochs to reach any number."""
-        return self._request.num_samples
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`."""
-        group, numbers = self._order[index]
-        return self._filled([(group, number) for number in numbers])
+    NAME = "chat"
 
     def contents(self, numbers: Sequence[int]) -> Contents:
         """Lengths of the conversations of several samples."""
@@ -97,56 +70,9 @@ class ChatSource:
         """A sequence of these conversations."""
         return self._filled([(group, number) for group, number in documents.tolist()])
 
-    def _filled(self, documents: list[tuple[int, int]]) -> Sample:
-        said = [self._groups[group][0].read(number) for group, number in documents]
+    def _filled(self, chosen: list[tuple[int, int]]) -> Sample:
+        said = [self._groups[group][0].read(number) for group, number in chosen]
         return fill(self._request, self._pad_id, said, self._request.packing).sample
-
-    @property
-    def packed(self) -> list[Packed]:
-        """Of each corpus the packs and where its conversations come from; empty without packing."""
-        return [
-            Packed(
-                paths=entry.paths,
-                caches=tuple(file.folder for file in conversations.files),
-                kept=tuple(len(file) for file in conversations.files),
-                first=conversations.first,
-                lengths=conversations.lengths,
-                packs=packs,
-            )
-            for entry, (conversations, packs) in zip(self._paths, self._groups, strict=True)
-            if packs is not None
-        ]
-
-    @property
-    def conversations(self) -> int:
-        """Conversations of one epoch."""
-        return sum(len(conversations) for conversations, _ in self._groups)
-
-    @property
-    def left_out(self) -> list[Bad]:
-        """Rows that cannot be used, found when they were tokenised."""
-        return [
-            bad for conversations, _ in self._groups for file in conversations.files for bad in left_out(file.folder)
-        ]
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """Everything the order and the content of samples depend on."""
-        return {"source": "chat", **self._facts, **settings(self._request)}
-
-    def report(self) -> Mapping[str, Any]:
-        """Rows and what became of them, tokens, packs and how full they are, epochs of every corpus asked for."""
-        units = self._order.units
-        positions = sum(int((conversations.lengths - 1).sum()) for conversations, _ in self._groups)
-        return {
-            "source": "chat",
-            "part": self._request.part,
-            **self._counts,
-            "used": self.conversations,
-            "sequences": units,
-            "filled": round(positions / (units * self._request.seq_length), 4),
-            "samples": self._request.num_samples,
-            "epochs": told_epochs(self._paths, self._order.epochs()),
-        }
 
 
 def open_chat(request: SourceRequest) -> ChatSource:
@@ -155,7 +81,7 @@ def open_chat(request: SourceRequest) -> ChatSource:
     rules = chat_rules(request)
     tokenizer, _ = rules.open()
     identity = repr((_FORMAT, rules.identity()))
-    groups: list[tuple[Conversations, Packs | None]] = []
+    groups: list[tuple[Conversations, Group]] = []
     facts = {"template": hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}
     told = Told()
     chosen = parse_paths(request.paths)
@@ -166,7 +92,7 @@ def open_chat(request: SourceRequest) -> ChatSource:
         digest = " ".join(file.facts["digest"] for file in files)
         facts[f"data.{number}"] = digest
         packs = plan_packs(conversations.lengths, request, f"{digest} {first} {last}") if request.packing else None
-        groups.append((conversations, packs))
+        groups.append((conversations, Group(len(conversations), packs)))
         for file in files:
             told.add(file.folder, file.facts)
     facts["weights"] = " ".join(f"{group.weight:g}" for group in chosen)

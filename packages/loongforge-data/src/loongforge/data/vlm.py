@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from loongforge.core.data.contract import Contents, Sample, SourceRequest, VisualProcessor
 from loongforge.core.data.quarantine import Bad, BadSampleError, Document
 from loongforge.core.errors import DataError
-from loongforge.data.accounts import Told, left_out
-from loongforge.data.blend import PathGroup, parse_paths, split_range, told_epochs
+from loongforge.data.accounts import Told
+from loongforge.data.blend import PathGroup, parse_paths, split_range
+from loongforge.data.conversation_source import ConversationSource
 from loongforge.data.conversations import ChatRules, chat_rules
 from loongforge.data.energon_folder import EnergonFolder
 from loongforge.data.files import Files
@@ -22,7 +23,7 @@ from loongforge.data.media import Medium, MissingLibraryError, contents, decode
 from loongforge.data.once import build_once
 from loongforge.data.row_files import stamps
 from loongforge.data.rows import Place
-from loongforge.data.sequences import Group, Order, Packed, check_packing, fill, plan_packs, settings, taken
+from loongforge.data.sequences import Group, check_packing, fill, plan_packs, taken
 from loongforge.data.tokenise import spare_workers
 from loongforge.data.unpack import unpacked
 from loongforge.data.visual_encode import VisualRules
@@ -91,11 +92,13 @@ class VisualConversations:
         return self.files[file], number + self.first - int(self._borders[file])
 
 
-class VisualSource:
+class VisualSource(ConversationSource[VisualConversations]):
     """Samples of one or more sets of conversations, text and images; packed as the `chat` source packs.
 
     Features stand at `visual_positions`; nothing is learned where the label is a placeholder of one.
     """
+
+    NAME = "vlm"
 
     def __init__(
         self,
@@ -107,23 +110,8 @@ class VisualSource:
         counts: dict[str, Any],
     ) -> None:
         assert request.visual is not None, "open_vlm has looked"
-        self._request = request
+        super().__init__(request, pad_id, groups, paths, facts, counts)
         self._processor = request.visual
-        self._pad_id = pad_id
-        self._groups = groups
-        self._paths = paths
-        self._order = Order(request, [group for _, group in groups], [group.weight for group in paths])
-        self._facts = facts
-        self._counts = counts
-
-    def __len__(self) -> int:
-        """Samples asked for; the data repeats in further epochs to reach any number."""
-        return self._request.num_samples
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`; `BadSampleError` names the conversations whose images or videos are corrupt."""
-        group, numbers = self._order[index]
-        return self._filled([(group, number) for number in numbers])
 
     def contents(self, numbers: Sequence[int]) -> Contents:
         """Lengths and items of the conversations of several samples."""
@@ -193,53 +181,6 @@ class VisualSource:
         rows = np.concatenate(parts, axis=1)
         assert len(rows) == self._request.position_rank, f"{len(rows)} rows of position ids"
         return rows if len(rows) > 1 else rows[0]
-
-    @property
-    def packed(self) -> list[Packed]:
-        """Of each corpus the packs and where its conversations come from; empty without packing."""
-        return [
-            Packed(
-                paths=entry.paths,
-                caches=tuple(file.folder for file in conversations.files),
-                kept=tuple(len(file) for file in conversations.files),
-                first=conversations.first,
-                lengths=conversations.lengths,
-                packs=group.packs,
-            )
-            for entry, (conversations, group) in zip(self._paths, self._groups, strict=True)
-            if group.packs is not None
-        ]
-
-    @property
-    def conversations(self) -> int:
-        """Conversations of one epoch."""
-        return sum(len(conversations) for conversations, _ in self._groups)
-
-    @property
-    def left_out(self) -> list[Bad]:
-        """Rows that cannot be used, found when they were tokenised."""
-        return [
-            bad for conversations, _ in self._groups for file in conversations.files for bad in left_out(file.folder)
-        ]
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """Everything the order and the content of samples depend on."""
-        return {"source": "vlm", **self._facts, **settings(self._request)}
-
-    def report(self) -> Mapping[str, Any]:
-        """Rows and what became of them, images, tokens, sequences and how full they are, epochs of every corpus."""
-        units = self._order.units
-        positions = sum(int((conversations.lengths - 1).sum()) for conversations, _ in self._groups)
-        return {
-            "source": "vlm",
-            "part": self._request.part,
-            **self._counts,
-            "used": self.conversations,
-            "sequences": units,
-            "filled": round(positions / (units * self._request.seq_length), 4),
-            "samples": self._request.num_samples,
-            "epochs": told_epochs(self._paths, self._order.epochs()),
-        }
 
 
 def open_vlm(request: SourceRequest) -> VisualSource:

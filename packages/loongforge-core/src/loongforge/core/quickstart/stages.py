@@ -31,6 +31,18 @@ class Record:
     facts: Facts = field(default_factory=Facts)
 
 
+def told(records: Sequence[Record]) -> dict[str, Any]:
+    """Seconds of all stages and of each, with what each found, as plain JSON values."""
+    return {
+        "seconds": sum(record.seconds for record in records),
+        "cpu_seconds": sum(record.cpu_seconds for record in records),
+        "stages": {
+            record.name: {"seconds": record.seconds, "cpu_seconds": record.cpu_seconds, **record.facts}
+            for record in records
+        },
+    }
+
+
 class Stages:
     """Runs stages in order and remembers each in `folder/<name>.json`."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loongforge.core.quickstart.places import Places
-from loongforge.core.quickstart.stages import Record
+from loongforge.core.quickstart.stages import Record, told
 
 REQUIRED_SHARE = 0.8
 """The held-out loss must be below this share of the unigram entropy: the model has learned how tokens follow."""
@@ -54,12 +54,7 @@ class Summary:
             "unigram_entropy": self.unigram_entropy,
             "held_out_loss": self.held_out_loss,
             "sft_held_out_loss": self.sft_held_out_loss,
-            "seconds": sum(record.seconds for record in self.stages),
-            "cpu_seconds": sum(record.cpu_seconds for record in self.stages),
-            "stages": {
-                record.name: {"seconds": record.seconds, "cpu_seconds": record.cpu_seconds, **record.facts}
-                for record in self.stages
-            },
+            **told(self.stages),
             "paths": dict(self.paths()),
         }
 

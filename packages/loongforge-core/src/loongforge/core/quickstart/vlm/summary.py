@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from loongforge.core.quickstart.stages import Record
+from loongforge.core.quickstart.stages import Record, told
 from loongforge.core.quickstart.vlm.places import VlmPlaces
 
 REQUIRED_ACCURACY = 0.9
@@ -59,12 +59,7 @@ class VlmSummary:
             "accuracy": self.accuracy,
             "held_out_images": self.images,
             "held_out_loss": self.held_out_loss,
-            "seconds": sum(record.seconds for record in self.stages),
-            "cpu_seconds": sum(record.cpu_seconds for record in self.stages),
-            "stages": {
-                record.name: {"seconds": record.seconds, "cpu_seconds": record.cpu_seconds, **record.facts}
-                for record in self.stages
-            },
+            **told(self.stages),
             "paths": dict(self.paths()),
         }
 
