@@ -38,7 +38,12 @@ def tiny_pair(encoder: str, foundation: str) -> RunConfig:
     """The released model with its foundation replaced by this one, everything small."""
     size = plugins.load("models", foundation).sizes[0]
     words = ["--model-name", released_with(encoder), f"models/{foundation}@model.foundation={size}", *COMMON]
-    return resolve([*words, *tiny_sizes.overrides(resolve(words))])
+    whole = resolve(words)
+    # Indexers of sparse attention learn from a loss of their own, and stay as they are without it.
+    taught = (
+        ["--dsa-indexer-loss-coeff", "1"] if hasattr(whole.model.foundation.geometry, "dsa_indexer_loss_coeff") else []
+    )
+    return resolve([*words, *tiny_sizes.overrides(whole), *taught])
 
 
 def test_there_is_something_to_pair() -> None:

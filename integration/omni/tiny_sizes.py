@@ -42,6 +42,9 @@ SIZES: Mapping[str, Mapping[str, str]] = {
         "qk_pos_emb_head_dim": "6",
         "v_head_dim": "14",
         "first_dense_layers": "1",
+        "dsa_indexer_n_heads": "3",
+        "dsa_indexer_head_dim": "12",
+        "dsa_indexer_topk": "20",
     },
 }
 """Fields of the families' configs, and their tiny values as an override writes them."""
