@@ -123,7 +123,7 @@ def _value(hint: Any) -> str:
 
 
 def _shape(width: int) -> str:
-    shared = [flag for flag in ALIASES if flag.path.startswith("model.foundation.")]
+    shared = [flag for flag in (*ALIASES, *OWN) if flag.path.startswith("model.foundation.")]
     names = ", ".join(f"--{flag.name}" for flag in (*GEOMETRY, *shared))
     intro = "model.foundation.*  The language model; a family without such a field refuses the flag\n"
     return intro + textwrap.fill(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
