@@ -59,9 +59,10 @@ def test_arithmetic_of_the_parts():
     assert tflop(inputs, "masked") == pytest.approx(1e-12 * 2 * 320 * 2 * sum(range(1, 65)))
 
 
-def test_a_peer_out_of_memory_leaves_a_reason(monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, AttributeError])
+def test_a_peer_that_fails_leaves_a_reason(kind):
     def greedy(_):
-        raise torch.OutOfMemoryError("tried to allocate 34 GiB")
+        raise kind("tried to allocate 34 GiB")
 
     inputs = make(DIMS["glm_5"], 32, 1, 8, torch.device("cpu"), torch.float32)
     row = bench_dsa._whole(inputs, "case", "peer", greedy, 1)
@@ -70,7 +71,9 @@ def test_a_peer_out_of_memory_leaves_a_reason(monkeypatch):
     assert Row(case="", what="", rival="", timing=None, work=1.0).rate is None
 
 
-@pytest.mark.parametrize("words", [["--repeat", "0"], ["--device", "cuda"]])
+@pytest.mark.parametrize(
+    "words", [["--repeat", "0"], ["--device", "cuda"], ["--heads", "4", "0"], ["--speeds", "x.json"]]
+)
 def test_impossible_words_are_refused(words, capsys):
     if words[0] == "--device" and torch.cuda.is_available():
         pytest.skip("a GPU is here")

@@ -36,11 +36,8 @@ def command(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = DTYPES[options.dtype or ("bf16" if device.type == "cuda" else "fp32")]
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("bench kernels: --device cuda: torch finds no GPU here; leave it out, or say cpu.", file=sys.stderr)
-        return 2
-    if options.repeat < 1:
-        print(f"bench kernels: --repeat {options.repeat} must be at least 1.", file=sys.stderr)
+    if wrong := _wrong(options, device, dtype):
+        print(f"bench kernels: {wrong}", file=sys.stderr)
         return 2
     limits = ceilings(device, dtype, options.repeat)
     head = {
@@ -87,6 +84,22 @@ def _parser() -> argparse.ArgumentParser:
         "--speeds", type=Path, metavar="FILE", help="write the table of the first shape for kernels.dsa.plan to FILE"
     )
     return parser
+
+
+def _wrong(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What cannot be measured, before minutes are spent on it."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch finds no GPU here; leave it out, or say cpu."
+    for name in ("repeat", "length", "heads", "topk"):
+        given = getattr(options, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < 1:
+                return f"--{name} {value} must be at least 1."
+    if options.op == "dsa" and device.type == "cuda" and dtype == torch.float32:
+        return "--dtype fp32: the kernels of a GPU take bf16 or fp16; say one of them, or --device cpu."
+    if options.speeds and (options.op != "dsa" or not options.speeds.absolute().parent.is_dir()):
+        return f"--speeds {options.speeds}: the table is made with --op dsa, into a folder that exists."
+    return None
 
 
 def _dsa(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:

@@ -55,8 +55,8 @@ def _error(peer: Attention, inputs: Inputs, expected: list[Tensor]) -> str:
     """Of a peer that chooses and attends for itself; one that attends to every key computes something else."""
     try:
         found = _gradients(peer, inputs)
-    except (ImportError, RuntimeError):
-        return ""  # the measurement says why
+    except Exception:  # noqa: BLE001 - another project's code may raise anything; the measurement says what
+        return ""
     worst = max(error_ratio(have.cpu(), want) for have, want in zip(found, expected, strict=True))
     return "another result" if peer is dense else f"off by {worst:.1g}"
 
@@ -112,7 +112,7 @@ def _whole(inputs: Inputs, case: str, name: str, attention: Attention, repeat: i
     try:
         timing = in_turns({name: lambda: _gradients(attention, inputs)}, device, repeat)[name]
         return Row(case=case, what="both", rival=name, timing=timing)
-    except (ImportError, torch.OutOfMemoryError, RuntimeError) as problem:
+    except Exception as problem:  # another project's code may raise anything; the row says what, the others go on
         if name.startswith("ours"):
             raise
         if device.type == "cuda":

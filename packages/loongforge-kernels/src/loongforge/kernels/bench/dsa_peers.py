@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loongforge.kernels.bench.dsa_inputs import Inputs
-from loongforge.kernels.peers.megatron import sparse_attention
+from loongforge.kernels.peers.megatron import Alone, sparse_attention
 
 Attention = Callable[[Inputs], tuple[Tensor, Tensor | None]]
 
 _MEGATRON = "megatron.core.transformer.experimental_attention_variant"
-_ALONE: Any = SimpleNamespace(tp=SimpleNamespace(size=lambda: 1))
-"""The process groups of one rank, as far as megatron-core asks."""
 
 
 def expanded(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -54,7 +52,17 @@ def unfused(inputs: Inputs) -> tuple[Tensor, Tensor]:
     length = len(inputs.q)
     mask = torch.full((length, length), float("-inf"), device=query.device).triu(1)
     indices, loss = dsa.FusedDSAIndexerLoss.apply(
-        index_q, index_w, index_k, query.detach(), key.detach(), inputs.scale, inputs.topk, 1.0, mask, True, _ALONE
+        index_q,
+        index_w,
+        index_k,
+        query.detach(),
+        key.detach(),
+        inputs.scale,
+        inputs.topk,
+        1.0,
+        mask,
+        True,
+        SimpleNamespace(tp=Alone()),
     )
     out = dsa.unfused_dsa_fn(query, key, value, indices, inputs.scale, mask=mask)
     return out[:, 0].unflatten(-1, inputs.grad.shape[1:]), loss

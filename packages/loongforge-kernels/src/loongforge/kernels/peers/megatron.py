@@ -58,7 +58,7 @@ def sparse_attention(
                 backend,
                 hooks.run_fused_qk_topk_with_loss(
                     *scored, query=query.detach(), key=key.detach(), softmax_scale=scale, loss_coeff=1.0,
-                    pg_collection=SimpleNamespace(tp=tp_group or _Alone()), calculate_per_token_loss=kl == "sum",
+                    pg_collection=SimpleNamespace(tp=tp_group or Alone()), calculate_per_token_loss=kl == "sum",
                 ),
             )  # fmt: skip
     found = hooks.run_fused_absorbed_sparse_attention(config, query, key, chosen, scale, latent, length)
@@ -66,7 +66,7 @@ def sparse_attention(
     return Attended(out, loss, chosen[0].int())
 
 
-class _Alone:
+class Alone:
     """A process group of one, as far as megatron-core asks."""
 
     def size(self) -> int:
