@@ -77,6 +77,8 @@ class Glm5Config(DeepSeek32Config):
         freq = hf.get("index_topk_freq") or 1
         offset = hf.get("index_skip_topk_offset", OFFSET if freq != 1 else 1)
         pattern, more = own_pattern(hf, freq, offset)
+        if pattern is not None and "S" not in pattern:
+            pattern, freq, offset = None, 1, 1  # every layer is named, and the numbers beside say nothing
         if pattern is None:
             values |= {"dsa_indexer_topk_freq": freq, "dsa_indexer_skip_topk_offset": offset}
         return {**values, "dsa_indexer_pattern": pattern}, problems + more
@@ -91,14 +93,9 @@ class Glm5Config(DeepSeek32Config):
     def own_keys(self) -> dict[str, Any]:
         """As in DeepSeek-V3.2, and which layers share."""
         keys = {**DeepSeek32Config.own_keys(self), "bos_token_id": self.bos_token_id}
-        if self.dsa_indexer_pattern is None and (self.dsa_indexer_topk_freq, self.dsa_indexer_skip_topk_offset) != (
-            1,
-            1,
-        ):
-            keys |= {
-                "index_topk_freq": self.dsa_indexer_topk_freq,
-                "index_skip_topk_offset": self.dsa_indexer_skip_topk_offset,
-            }
+        freq, offset = self.dsa_indexer_topk_freq, self.dsa_indexer_skip_topk_offset
+        if self.dsa_indexer_pattern is None and (freq, offset) != (1, 1):
+            keys |= {"index_topk_freq": freq, "index_skip_topk_offset": offset}
         return keys | ({"indexer_types": types_of(self.indexer_pattern)} if "S" in self.indexer_pattern else {})
 
     def own_geometry(self) -> dict[str, Any]:
