@@ -54,6 +54,15 @@ def test_output_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, keep_b
         assert_close(name, mine, theirs, RATIO[dtype])
 
 
+@pytest.mark.parametrize("keep_bytes", [1 << 30, 0], ids=["kept", "recomputed"])
+def test_the_end_of_a_longer_sequence(keep_bytes: int) -> None:
+    query, key, value, grad = inputs((2, 6, 2, 150, 10), torch.float64)
+    whole = torch.autograd.grad(causal_attention(query, key, value, 0.3, keep_bytes)[:, :, 50:], value, grad[:, :, 50:])
+    output = causal_attention(query[:, :, 50:], key, value, 0.3, keep_bytes)
+    torch.testing.assert_close(output, causal_attention(query, key, value, 0.3)[:, :, 50:])
+    torch.testing.assert_close(torch.autograd.grad(output, value, grad[:, :, 50:]), whole)
+
+
 @pytest.mark.parametrize("dtype", RATIO, ids=str)
 def test_no_less_exact_than_torch(dtype: torch.dtype) -> None:
     query, key, value, grad = inputs((2, 6, 2, 300, 32), dtype)

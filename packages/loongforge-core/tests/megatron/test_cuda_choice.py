@@ -36,9 +36,11 @@ def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any) ->
     assert (layers.name, layers.reason) == ("torch", "transformer-engine is not installed")
     assert layers.row_linear is RowLinear
     assert layers.linear_cross_entropy is None
-    assert layers.core_attention.keywords == {"causal_attention": None}  # torch's own, which has fused kernels there
+    asked = layers.core_attention.keywords  # torch's own, which has fused kernels there
+    assert asked["causal_attention"] is None
+    assert asked["packed_attention"].__module__ == "loongforge.kernels.packed_attention.sdpa"  # varlen asks the GPU
     assert layers.uneven_gather
-    assert [line.split(":")[0] for line in layers.ops] == ["rms_norm", "swiglu"]
+    assert [line.split(":")[0] for line in layers.ops] == ["rms_norm", "swiglu", "packed_attention"]
 
 
 def test_cuda_is_used_as_it_is(cuda: Any) -> None:

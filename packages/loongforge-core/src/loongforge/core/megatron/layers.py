@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,8 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 
-from loongforge.core.megatron.context_parallel import local_indices, natural_order
+from loongforge.core.megatron.row_parts import RowParts
+from loongforge.kernels.packed_attention import sdpa
 
 RmsNorm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
@@ -101,6 +103,8 @@ class PackedRow(PackedSeqParams):
     """megatron-core's description of a packed row, with its boundaries on the host: no layer waits for the device."""
 
     boundaries: tuple[int, ...] = ()
+    shared: dict[tuple[int, int], RowParts] = field(default_factory=dict)
+    """The parts as a context parallel rank (rank, size) has them, made by the first layer that asks."""
 
     @classmethod
     def of(cls, boundaries: tuple[int, ...], device: torch.device) -> PackedRow:
@@ -112,85 +116,98 @@ class PackedRow(PackedSeqParams):
             boundaries=boundaries,
         )  # fmt: skip
 
+    def parts(self, rank: int, size: int, device: torch.device) -> RowParts:
+        """What the queries of one context parallel rank see."""
+        if (rank, size) not in self.shared:
+            self.shared[rank, size] = RowParts.of(self.boundaries, rank, size, device)
+        return self.shared[rank, size]
+
 
 class SDPAttention(MegatronModule):
-    """Core attention through `torch.nn.functional.scaled_dot_product_attention`, or the kernel handed over.
+    """Core attention through `torch.nn.functional.scaled_dot_product_attention`, or the kernels handed over.
 
-    `causal_attention` stands in where nothing but the causal mask is asked for; its signature is
-    `loongforge.kernels.causal_attention`'s.
+    `causal_attention` stands in where whole sequences see nothing but the causal mask, `packed_attention` is for packed
+    rows and context parallelism; their signatures are those of the ops of `loongforge.kernels`.
 
-    Grouped queries, causal or full, padded or packed rows, and context parallelism by gathering keys and values
-    (the forward gather's backward is a reduce-scatter). Packed rows run one call per segment, so memory stays linear.
+    Grouped queries, padded or packed rows, and context parallelism by gathering keys and values (the forward gather's
+    backward is a reduce-scatter).
     """
 
     def __init__(self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
                  attention_dropout: float | None = None, softmax_scale: float | None = None,
                  cp_comm_type: str | None = None, pg_collection: Any = None,
-                 causal_attention: Callable[..., torch.Tensor] | None = None, **_: Any) -> None:  # fmt: skip
+                 causal_attention: Callable[..., torch.Tensor] | None = None,
+                 packed_attention: Callable[..., torch.Tensor] = sdpa.packed_attention, **_: Any) -> None:  # fmt: skip
         super().__init__(config=config)
-        self.causal_attention = causal_attention
+        self.causal_attention, self.packed_attention = causal_attention, packed_attention
         assert pg_collection is not None, "SDPAttention takes its groups explicitly"
         self.attn_mask_type, self.scale, self.cp = attn_mask_type, softmax_scale, pg_collection.cp
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self._whole: PackedRow | None = None
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
                 attn_mask_type: AttnMaskType | None = None, attention_bias: torch.Tensor | None = None,
                 packed_seq_params: PackedSeqParams | None = None, **_: Any) -> torch.Tensor:  # fmt: skip
         """`query [S, B, N, D]`, `key` `[S, B, groups, D]`, `value` `[S, B, groups, V]` to `[S, B, N * V]`.
 
-        Packed rows have no B.
+        Packed rows have no B on the way in.
         """
         assert attention_bias is None, "attention bias is not supported"
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         assert causal, "only causal attention is supported"
-        if packed_seq_params is not None:
-            assert isinstance(packed_seq_params, PackedRow), "packed rows come as PackedRow"
-            query, key, value = (t.unsqueeze(1) if t.dim() == 3 else t for t in (query, key, value))
-            boundaries = packed_seq_params.boundaries
-        else:
-            boundaries = (0, query.size(0) * self.cp.size())
-        output = self._segments(query, key, value, boundaries)
-        return output.reshape(query.size(0), query.size(1), -1)
-
-    def _segments(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                  boundaries: tuple[int, ...]) -> torch.Tensor:  # fmt: skip
-        size, rank = self.cp.size(), self.cp.rank()
-        positions = None
-        if size > 1:
-            order = natural_order(boundaries, size).to(query.device)
-            key, value = (gather_from_sequence_parallel_region(t, group=self.cp)[order] for t in (key, value))
-            positions = local_indices(boundaries, rank, size).to(query.device)
-        if len(boundaries) == 2:
-            return self._attend(query, key, value, positions, 0)
-        outputs = [
-            self._attend(
-                query[start // size : end // size], key[start:end], value[start:end],
-                None if positions is None else positions[start // size : end // size], start,
-            )
-            for start, end in pairwise(boundaries)
-        ]  # fmt: skip
-        return torch.cat(outputs)
-
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor | None,
-                start: int) -> torch.Tensor:  # fmt: skip
-        mask, width = None, value.size(-1)
+        width = value.size(-1)
         # Kernels know one width. Zeros add nothing to scores, and what they add to the output is cut off.
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
         query, key, value = (_widen(t, max(query.size(-1), width)) for t in (query, key, value))
-        if positions is not None:
-            mask = positions[:, None] >= torch.arange(start, start + key.size(0), device=query.device)[None]
         dropout = self.dropout if self.training else 0.0
         # Heads differ between tensor parallel ranks, so their dropout must too.
         separate = dropout > 0 and not self.config.sequence_parallel
-        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        if self.causal_attention is not None and mask is None and dropout == 0:
-            return self.causal_attention(query, key, value, scale).permute(2, 0, 1, 3)[..., :width]
         with model_parallel_random() if separate else nullcontext():
-            output = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
-                enable_gqa=key.size(1) != query.size(1),
-            )  # fmt: skip
-        return output.permute(2, 0, 1, 3)[..., :width]
+            if packed_seq_params is not None:
+                assert isinstance(packed_seq_params, PackedRow), "packed rows come as PackedRow"
+                query, key, value = (t.flatten(0, 1) if t.dim() == 4 else t for t in (query, key, value))
+                output = self._packed(query, key, value, packed_seq_params, scale, dropout).unsqueeze(1)
+            elif self.cp.size() > 1:  # the sequences of a batch are the segments of a row
+                row, batch = self._row_of(query), query.size(1)
+                query, key, value = (t.transpose(0, 1).flatten(0, 1) for t in (query, key, value))
+                output = self._packed(query, key, value, row, scale, dropout).unflatten(0, (batch, -1)).transpose(0, 1)
+            else:
+                output = self._attend(query, key, value, scale, dropout)
+        return output[..., :width].flatten(2)
+
+    def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow, scale: float,
+                dropout: float) -> torch.Tensor:  # fmt: skip
+        """`[T, N, D]` and twice `[T, groups, D]` to `[T, N, D]`."""
+        parts = row.parts(self.cp.rank(), self.cp.size(), query.device)
+        if self.cp.size() > 1:
+            key, value = (gather_from_sequence_parallel_region(t, group=self.cp) for t in (key, value))
+        # Dropout is torch's own alone.
+        attend = partial(sdpa.packed_attention, dropout=dropout) if dropout > 0 else self.packed_attention
+        query = query if parts.order is None else query.index_select(0, parts.order)
+        outputs: list[torch.Tensor] = []
+        for some, turn in zip(query.chunk(len(parts.turns)), parts.turns, strict=True):
+            keys, values = (t if turn.keys is None else t.index_select(0, turn.keys) for t in (key, value))
+            outputs.append(attend(some, keys, values, turn.parts, scale))
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return output if parts.back is None else output.index_select(0, parts.back)
+
+    def _row_of(self, query: torch.Tensor) -> PackedRow:
+        """A batch of whole sequences `[S, B, N, D]`, one after the other; kept, for it rarely changes."""
+        length, batch = query.size(0) * self.cp.size(), query.size(1)
+        boundaries = tuple(range(0, length * batch + 1, length))
+        if self._whole is None or self._whole.boundaries != boundaries:
+            self._whole = PackedRow.of(boundaries, query.device)
+        return self._whole
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
+                dropout: float) -> torch.Tensor:  # fmt: skip
+        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        if self.causal_attention is not None and dropout == 0:
+            return self.causal_attention(query, key, value, scale).permute(2, 0, 1, 3)
+        output = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=key.size(1) != query.size(1)
+        )
+        return output.permute(2, 0, 1, 3)
 
 
 def _widen(tensor: torch.Tensor, width: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Ops:
     """None where logits and loss stay apart: on accelerators, whose matrices want larger blocks than a CPU cache."""
     causal_attention: Callable[..., torch.Tensor] | None
     """None where torch's own attention is used: on accelerators, which have fused kernels."""
+    packed_attention: Callable[..., torch.Tensor]
     lines: tuple[str, ...]
     """What was chosen and why."""
 
@@ -41,7 +42,9 @@ def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
     """The best implementation of each op that runs here."""
     registry = kernels()
     device = torch.device(platform.device_type)
-    names = ["rms_norm", "swiglu"] + (["linear_cross_entropy", "causal_attention"] if device.type == "cpu" else [])
+    names = ["rms_norm", "swiglu", "packed_attention"] + (
+        ["linear_cross_entropy", "causal_attention"] if device.type == "cpu" else []
+    )
     chosen = {name: registry.choose(name, device=device, dtype=dtype) for name in names}
     calls: dict[str, Any] = {name: choice.call for name, choice in chosen.items()}
     return Ops(
@@ -49,5 +52,6 @@ def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
         swiglu=calls["swiglu"],
         linear_cross_entropy=calls.get("linear_cross_entropy"),
         causal_attention=calls.get("causal_attention"),
+        packed_attention=calls["packed_attention"],
         lines=tuple(choice.line() for choice in chosen.values()),
     )

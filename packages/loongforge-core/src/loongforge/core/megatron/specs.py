@@ -96,7 +96,9 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
     return Layers(
         name="torch", reason=reason, column_linear=ColumnParallelLinear, row_linear=RowLinear,
         norm=partial(Norm, rms_norm=ops.rms_norm), 
-        core_attention=partial(SDPAttention, causal_attention=ops.causal_attention),
+        core_attention=partial(
+            SDPAttention, causal_attention=ops.causal_attention, packed_attention=ops.packed_attention
+        ),
         activation=partial(GatedActivation, swiglu=ops.swiglu), linear_cross_entropy=ops.linear_cross_entropy,
         uneven_gather=uneven_gather, ops=ops.lines, **together,
     )  # fmt: skip

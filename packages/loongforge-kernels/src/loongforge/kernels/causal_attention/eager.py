@@ -19,16 +19,18 @@ KEEP_BYTES = 64 << 20
 
 
 class _Block(NamedTuple):
-    """Queries `start` to `end`, which see keys 0 to `end`."""
+    """Queries `start` to `end`, of which the last sees keys 0 to `seen`."""
 
     start: int
     end: int
+    seen: int
 
 
-def _blocks(length: int) -> Iterator[_Block]:
-    size = 64 if length <= 1024 else 128
-    for start in range(0, length, size):
-        yield _Block(start, min(start + size, length))
+def _blocks(queries: int, keys: int) -> Iterator[_Block]:
+    size = 64 if keys <= 1024 else 128
+    for start in range(0, queries, size):
+        end = min(start + size, queries)
+        yield _Block(start, end, end + keys - queries)
 
 
 def _rows(tensor: Tensor, block: _Block, groups: int) -> Tensor:
@@ -38,11 +40,11 @@ def _rows(tensor: Tensor, block: _Block, groups: int) -> Tensor:
 
 
 def _probabilities(query: Tensor, key: Tensor, block: _Block, scale: float) -> Tensor:
-    """`[B * G, H / G * rows, end]` from the block's queries and the keys it sees `[B * G, end, D]`."""
+    """`[B * G, H / G * rows, seen]` from the block's queries and the keys it sees `[B * G, seen, D]`."""
     scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
     rows = block.end - block.start
     future = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu_(1)
-    scores.view(len(scores), -1, rows, block.end)[..., block.start :].masked_fill_(future, float("-inf"))
+    scores.view(len(scores), -1, rows, block.seen)[..., -rows:].masked_fill_(future, float("-inf"))
     return torch.softmax(scores, dim=-1)
 
 
@@ -50,14 +52,14 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, keep_bytes: int) -> Tensor:
         batch, heads, length, width = query.shape
-        groups = key.shape[1]
-        keep = batch * heads * length * length // 2 * query.element_size() <= keep_bytes
-        keys, values = (tensor.reshape(batch * groups, length, width) for tensor in (key, value))
+        groups, among = key.shape[1], key.shape[2]
+        keep = batch * heads * length * (among - length // 2) * query.element_size() <= keep_bytes
+        keys, values = (tensor.reshape(batch * groups, among, width) for tensor in (key, value))
         output = torch.empty_like(query)
         kept: list[Tensor] = []
-        for block in _blocks(length):
-            probabilities = _probabilities(_rows(query, block, groups), keys[:, : block.end], block, scale)
-            part = torch.bmm(probabilities, values[:, : block.end])
+        for block in _blocks(length, among):
+            probabilities = _probabilities(_rows(query, block, groups), keys[:, : block.seen], block, scale)
+            part = torch.bmm(probabilities, values[:, : block.seen])
             output[:, :, block.start : block.end] = part.view(batch, heads, -1, width)
             if keep and any(ctx.needs_input_grad):
                 kept.append(probabilities)
@@ -71,16 +73,16 @@ class _CausalAttention(torch.autograd.Function):
         query, keys, values, *kept = ctx.saved_tensors
         groups = ctx.shape[1]
         dquery, dkeys, dvalues = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
-        for number, block in enumerate(_blocks(query.shape[2])):
-            seen_keys, seen_values = keys[:, : block.end], values[:, : block.end]
+        for number, block in enumerate(_blocks(query.shape[2], keys.shape[1])):
+            seen_keys, seen_values = keys[:, : block.seen], values[:, : block.seen]
             rows, drows = _rows(query, block, groups), _rows(grad, block, groups)
             probabilities = kept[number] if kept else _probabilities(rows, seen_keys, block, ctx.scale)
-            dvalues[:, : block.end] += torch.bmm(probabilities.transpose(1, 2), drows)
+            dvalues[:, : block.seen] += torch.bmm(probabilities.transpose(1, 2), drows)
             dprobabilities = torch.bmm(drows, seen_values.transpose(1, 2))
             dscores = torch._softmax_backward_data(dprobabilities, probabilities, -1, rows.dtype).mul_(ctx.scale)
             part = torch.bmm(dscores, seen_keys)
             dquery[:, :, block.start : block.end] = part.view(*query.shape[:2], -1, query.shape[3])
-            dkeys[:, : block.end] += torch.bmm(dscores.transpose(1, 2), rows)
+            dkeys[:, : block.seen] += torch.bmm(dscores.transpose(1, 2), rows)
         return dquery, dkeys.view(ctx.shape), dvalues.view(ctx.shape), None, None
 
 
