@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import plan_tiny as tiny
@@ -51,7 +52,8 @@ def build(plan: Plan, world: Any) -> list[Any]:
     model_parallel_cuda_manual_seed(1)
     ours = layers_for(world.platform, compute_type(plan.config.train))
     # As on accelerators: torch's fused attention, and logits that stay for the backward pass.
-    layers = replace(ours, core_attention=SDPAttention, linear_cross_entropy=None)
+    attention = partial(SDPAttention, packed_attention=unmasked())
+    layers = replace(ours, core_attention=attention, linear_cross_entropy=None)
     config = transformer_config(plan.geometry, plan.config, plan.layout, layers, initialise=True)
     last = plan.layout.num_chunks - 1
     return [
@@ -70,6 +72,31 @@ def build(plan: Plan, world: Any) -> list[Any]:
         )
         for number in range(plan.layout.num_chunks)
     ]
+
+
+def unmasked() -> Any:
+    """`packed_attention` that keeps what torch's kernels for many lengths do: its operands, output and statistics."""
+    import torch
+
+    from loongforge.kernels.packed_attention.sdpa import packed_attention
+
+    class Unmasked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any, parts: Any, scale: float) -> Any:
+            output = packed_attention(query, key, value, parts, scale)
+            statistics = torch.empty(query.shape[1], query.shape[0])
+            ctx.save_for_backward(query, key, value, output, statistics)
+            ctx.rest = parts, scale
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            operands = [one.detach().requires_grad_() for one in ctx.saved_tensors[:3]]
+            with torch.enable_grad():
+                output = packed_attention(*operands, *ctx.rest)
+            return *torch.autograd.grad(output, operands, grad), None, None
+
+    return Unmasked.apply
 
 
 def activations(plan: Plan, world: Any, model: Any) -> int:

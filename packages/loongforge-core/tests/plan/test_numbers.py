@@ -93,6 +93,7 @@ MEASURED: list[tuple[int, dict[str, Any]]] = [
     (2, {TP: 2, EP: 2, ETP: 1, "sequence_parallel": True, "experts": MIXED, "latent": tiny.TAUGHT}),
     (2, {CP: 2, "experts": MIXED, "latent": tiny.SHARED, "prediction_layers": 1}),
     (2, {CP: 2, "experts": MIXED, "latent": tiny.GATHERED}),
+    (2, {CP: 2, "latent": tiny.LATENT}),
     (2, {PP: 2, "experts": MIXED}),
     (2, {TP: 2, "sequence_parallel": True, "prediction_layers": 2, "experts": MIXED, EP: 2, ETP: 1}),
     (2, {PP: 2, "prediction_layers": 1, "tie_word_embeddings": False}),

@@ -149,10 +149,9 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     """Bytes one layer keeps for its backward pass, per micro-batch and rank.
 
     Per token, in elements: 4h (inputs and outputs of two norms; divided by tp under sequence parallelism), attention,
-    and the MLP or experts. Besides: fp32 cosines and sines of half a head for queries and for keys, the mask of context
-    parallelism, one fp32 number per norm and per head of the softmax, one byte per element for each dropout mask.
-    Attention is torch's fused one, as on accelerators; our CPU kernel keeps probabilities of short sequences on top,
-    and our CPU loss keeps no logits.
+    and the MLP or experts. Besides: fp32 cosines and sines of half a head for queries and for keys, one fp32 number per
+    norm and per head of the softmax, one byte per element for each dropout mask. Attention is torch's fused one, as on
+    accelerators; our CPU kernel keeps probabilities of short sequences on top, and our CPU loss keeps no logits.
     """
     geometry, layout = plan.geometry, plan.layout
     dropped, tokens = _dropped(plan), _local_tokens(plan)
@@ -171,9 +170,7 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     masks = 2 * geometry.hidden_size / split if geometry.hidden_dropout else 0.0
     one = tokens / plan.micro_batch_size
     index = 0.0 if "core_attn" in dropped else index_bytes(plan, element=element_bytes(plan))
-    # Bits for every key stand in place of the mask.
-    shared = one * plan.seq_length if layout.cp > 1 and "core_attn" not in dropped and not index else 0
-    elements = tokens * (whole + attention + wide) + shared
+    elements = tokens * (whole + attention + wide)
     return round(elements * element_bytes(plan) + tokens * (FP32 * numbers + masks + index) + one * turned * FP32)
 
 
@@ -192,19 +189,26 @@ def _delta_instead(plan: Plan) -> int:
 
 def _attention_elements(plan: Plan) -> float:
     """Per token, divided by tp: the fused QKV output, rotated queries and keys (keys and values of all context ranks,
-    gathered), attention's output before and after its transpose."""
+    as often as they are seen), attention's output before and after its transpose, and put together from two chunks."""
     geometry, layout = plan.geometry, plan.layout
     heads = geometry.num_attention_heads / layout.tp
     groups = max(geometry.num_query_groups / layout.tp, 1)
     # Gathered keys and values are new tensors; one rank's own values stay inside the fused QKV output.
-    gathered = 2 * groups * layout.cp if layout.cp > 1 and "core_attn" not in _dropped(plan) else groups
+    apart = layout.cp > 1 and "core_attn" not in _dropped(plan)
+    gathered = 2 * groups * _seen_keys(plan) if apart else groups
     # With fewer groups than ranks megatron-core gathers the whole fused output and reads its part of it.
     fused = heads + 2 * groups
     if geometry.num_query_groups < layout.tp:
         fused = geometry.num_attention_heads + 2 * geometry.num_query_groups
     if geometry.attention_gate:  # the gate's projection, and its sigmoid and the gated output in fp32
         fused += heads * (1 + 2 * FP32 / element_bytes(plan))
-    return (fused + heads + gathered + 2 * heads) * geometry.kv_channels
+    return (fused + heads + gathered + (3 if apart else 2) * heads) * geometry.kv_channels
+
+
+def _seen_keys(plan: Plan) -> float:
+    """Keys that are kept per token under context parallelism: each of a rank's two chunks keeps those it sees, of
+    2 cp chunks one r + 1 and the other 2 cp - r. None without: a rank's own are what the projection gave."""
+    return plan.layout.cp + 0.5 if plan.layout.cp > 1 else 0.0
 
 
 def _latent_elements(plan: Plan, latent: LatentGeometry) -> float:
@@ -223,7 +227,7 @@ def _latent_elements(plan: Plan, latent: LatentGeometry) -> float:
         # Values and output of their own width. Gathered keys are kept in place of this rank's.
         inner = value + (query + value) * layout.cp - query
     else:
-        inner = 2 * query + 2 * query * (layout.cp if layout.cp > 1 else 0)
+        inner = 2 * query * (_seen_keys(plan) or 1)  # what is seen is kept in place of a rank's own keys
     return low / split + heads * (pair + inner + value)
 
 
