@@ -46,6 +46,6 @@ def _start() -> profile:
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    running = profile(activities=activities)
+    running = profile(activities=activities, acc_events=True)  # torch 2.11 warns that it keeps no others
     running.start()
     return running
