@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loongforge.kernels.bench.timing import Row, in_turns
+from loongforge.kernels.packed_attention import Parts
 from loongforge.kernels.registry import Registry
 from loongforge.kernels.rms_norm.reference import rms_norm as plain_rms_norm
 from loongforge.kernels.rope.reference import rope as plain_rope
@@ -74,6 +75,18 @@ def cases(op: str, device: torch.device, dtype: torch.dtype, kernels: Registry) 
                     "ours": lambda x, y=labels: ours(x, y),
                 },
             )
+    elif op == "packed_attention":
+        for documents in (4, 64):
+            parts = _documents(tokens, documents, device)
+            yield Case(
+                name=f"packed_attention {tokens} tokens, {documents} documents, 16 and 8 heads of 64",
+                inputs=(leaf(tokens, 16, 64), leaf(tokens, 8, 64), leaf(tokens, 8, 64)),
+                rivals={
+                    "a slice for each": lambda q, k, v, p=parts: plain_packed_attention(q, k, v, p),
+                    "torch, one mask": lambda q, k, v, p=parts: masked_attention(q, k, v, p),
+                    "ours": lambda q, k, v, p=parts: ours(q, k, v, p, 0.125),
+                },
+            )
     else:
         for hidden, vocab in ((256, 8192), (768, 32000)):
             labels = torch.randint(vocab, (tokens // 2,), device=device)
@@ -87,7 +100,7 @@ def cases(op: str, device: torch.device, dtype: torch.dtype, kernels: Registry) 
             )
 
 
-OPS = ("rms_norm", "swiglu", "rope", "cross_entropy", "linear_cross_entropy", "adamw")
+OPS = ("rms_norm", "swiglu", "rope", "cross_entropy", "linear_cross_entropy", "packed_attention", "adamw")
 """What `measure` knows."""
 
 
@@ -125,6 +138,33 @@ def plain_swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up with torch's autograd."""
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
+
+
+def plain_packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Parts) -> Tensor:
+    """torch's attention of one document after the other."""
+    outputs, start = [], 0
+    for length in parts.queries:
+        part = slice(start, start + length)
+        q, k, v = (tensor[part].transpose(0, 1)[None] for tensor in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+        start += length
+    return torch.cat(outputs)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, parts: Parts) -> Tensor:
+    """torch's attention of the whole row under a mask `[T, T]`, as is usual where no kernel knows lengths."""
+    number = torch.bucketize(torch.arange(len(query), device=query.device), parts.query_ends[1:], right=True)
+    seen = (number[:, None] == number).tril_()
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
+
+
+def _documents(tokens: int, count: int, device: torch.device) -> Parts:
+    """`count` lengths, log-normal with sigma 1, that add up to `tokens`."""
+    weights = torch.exp(torch.randn(count, generator=torch.Generator().manual_seed(count)))
+    ends = (weights.cumsum(0) / weights.sum() * (tokens - count)).round().long() + torch.arange(1, count + 1)
+    lengths = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    return Parts.of(lengths, lengths, device)
 
 
 def compare(case: Case, device: torch.device, repeat: int) -> list[Row]:
