@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,6 +78,20 @@ def right_rounding(original: Any) -> Any:
     return convert
 
 
+def right_index(original: Any) -> Any:
+    """The bounds of a loop, and whatever else makes a Python number of one that was computed.
+
+    Why: the interpreter hands an array of one element to `int`, which NumPy 2.5 refuses. How: the array's only item.
+    Upstream: Triton 3.6, interpreter._patch_lang_tensor; 3.9 has it right. Remove with the support of what is older.
+    """
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch
+
+
 def interpreter_fixes() -> list[tuple[Any, str, Any]]:
     """(owner, attribute, factory of the right one from the original), one for each fix."""
     from triton.runtime import interpreter
@@ -85,6 +99,7 @@ def interpreter_fixes() -> list[tuple[Any, str, Any]]:
     return [
         (interpreter.InterpreterBuilder, "create_dot", right_dot),
         (interpreter, "_convert_float", right_rounding),
+        (interpreter, "_patch_lang_tensor", right_index),
     ]
 
 
@@ -95,10 +110,12 @@ def right_interpreter() -> Iterator[Any]:
 
     @contextmanager
     def lifted() -> Iterator[None]:
-        patches = [mock.patch.object(owner, name, original) for owner, name, original in originals]
-        with patches[0], patches[1]:
+        with ExitStack() as patches:
+            for owner, name, original in originals:
+                patches.enter_context(mock.patch.object(owner, name, original))
             yield
 
-    fixed = [mock.patch.object(owner, name, make(getattr(owner, name))) for owner, name, make in interpreter_fixes()]
-    with fixed[0], fixed[1]:
+    with ExitStack() as fixed:
+        for owner, name, make in interpreter_fixes():
+            fixed.enter_context(mock.patch.object(owner, name, make(getattr(owner, name))))
         yield lifted

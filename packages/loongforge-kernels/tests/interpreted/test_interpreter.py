@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+from packaging.version import Version
 
 from loongforge.kernels.testing import error_ratio
 
@@ -21,6 +24,20 @@ def _product(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
 def _cast(x_ptr, out_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     tl.store(out_ptr + i, tl.load(x_ptr + i).to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _count(end_ptr, out_ptr):
+    turns = 0
+    for _ in range(tl.load(end_ptr)):
+        turns += 1
+    tl.store(out_ptr, turns)
+
+
+def count(end: int) -> int:
+    out = torch.empty(1, dtype=torch.int32)
+    _count[(1,)](torch.tensor([end], dtype=torch.int32), out)
+    return int(out)
 
 
 def product(dtype: torch.dtype) -> float:
@@ -52,9 +69,16 @@ def test_casts(dtype):
     assert casts(dtype) == 1.0
 
 
+def test_loops_end_where_they_are_told():
+    assert count(3) == 3
+
+
 def test_the_fixes_are_still_needed(right_interpreter):
     with right_interpreter():
         assert product(torch.bfloat16) > 1, "Triton multiplies bf16 rightly: remove right_dot"
         wrong = [dtype for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2) if casts(dtype) < 1]
+        if Version(triton.__version__) < Version("3.9"):  # which needs no right_index
+            with contextlib.suppress(triton.runtime.errors.InterpreterError):
+                assert count(3) != 3, "NumPy makes numbers of arrays again: remove right_index"
     assert wrong, "Triton rounds rightly: remove right_rounding"
     assert product(torch.bfloat16) < 2e-7
