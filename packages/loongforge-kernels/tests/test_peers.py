@@ -1,21 +1,21 @@
-"""Kernels of other projects: chosen by name alone, refused with a reason, and called as they were recorded.
+"""Kernels of other projects: chosen by name alone, refused with a reason, and Liger's called as they were recorded.
 
 The real ones run in `interpreted/test_liger.py`, where liger-kernel is installed. Here functions with the recorded
-parameters stand in for them and compute by our references, so that a wrong order of arguments or of dimensions shows.
+parameters stand in for them and compute by our references, so that a wrong order of arguments or of dimensions shows;
+`test_peers_fla.py` and `test_peers_te.py` do the same for two more projects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from dsa_inputs import normal
-from peers_recorded import LIGER
+from peers_recorded import LIGER, stand_in, truth
 from torch import Tensor
 
 from loongforge.kernels.peers import liger
@@ -31,10 +31,6 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "cross_entropy": ({"logits": (2, 4, 17)}, {"labels": LABELS}),
     "linear_cross_entropy": ({"hidden": (2, 4, 6), "weight": (17, 6)}, {"labels": LABELS}),
 }
-
-
-def truth(op: str) -> Callable[..., Any]:
-    return getattr(import_module(f"loongforge.kernels.{op}.reference"), op)
 
 
 def norm(X: Tensor, W: Tensor, eps: float, offset: float, casting_mode: str, in_place: bool) -> Tensor:
@@ -86,12 +82,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         "rope_backward": lambda x: turned(x["dq"], x["dk"], x["cos"], x["sin"], x["rotary_dim"], -1),
     }
 
-    def call(names: tuple[str, ...], name: str, *arguments: Any, **named: Any) -> Any:
-        assert set(named) <= set(names)
-        return compute[name](dict(zip(names, arguments, strict=False)) | named)
-
     def module(op: str) -> SimpleNamespace:
-        found = {name: partial(call, names, name) for (place, name), names in LIGER.items() if place == op}
+        found = {name: stand_in(names, compute[name]) for (place, name), names in LIGER.items() if place == op}
         return SimpleNamespace(
             **{name: SimpleNamespace(apply=one) if name.startswith("Liger") else one for name, one in found.items()}
         )
@@ -120,11 +112,13 @@ def test_what_liger_does_not_rotate_is_refused():
         liger.rope(x[0], angle, angle)
 
 
-@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("op", [*CASES, "adamw"])
 def test_a_peer_is_never_chosen_unasked(op):
-    offers = Registry.installed().offers(op)
-    (peer,) = [offer for offer in offers if offer.spec.impl == "liger"]
-    assert all(offer is peer or offer.spec.priority > peer.spec.priority for offer in offers)
+    peers, ours = set(), set()
+    for offer in Registry.installed().offers(op):
+        (peers if offer.spec.impl in ("liger", "fla", "te") else ours).add(offer.spec.priority)
+    assert peers
+    assert max(peers) < min(ours)
 
 
 def test_a_peer_that_cannot_run_is_refused_with_its_reason(monkeypatch):

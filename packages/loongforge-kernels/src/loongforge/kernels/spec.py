@@ -83,17 +83,39 @@ def _library_paths(op: str, summary: str, *dtypes: str, folder: str = "") -> tup
     )
 
 
-def _peer_path(op: str, impl: str, requires: str, summary: str) -> KernelSpec:
-    """Another project's kernel, below every implementation of this wheel: it is asked for by name or never runs."""
-    return KernelSpec(
-        op=op,
-        impl=impl,
-        target=f"loongforge.kernels.peers.{impl}:{op}",
-        devices=("cuda",),
-        dtypes=FLOATS,
-        priority=-10,
-        requires=(requires, "triton>=3.2"),
-        summary=summary,
+def _peer_paths(
+    impl: str, project: str, versions: str, ops: str, dtypes: tuple[str, ...] = FLOATS
+) -> tuple[KernelSpec, ...]:
+    """Another project's kernels of `ops`, below every implementation of this wheel: asked for by name or never run."""
+    return tuple(
+        KernelSpec(
+            op=op,
+            impl=impl,
+            target=f"loongforge.kernels.peers.{impl}:{op}",
+            devices=("cuda",),
+            dtypes=dtypes,
+            priority=-10,
+            requires=(f"{project}{versions}", "triton>=3.2"),
+            summary=f"{op} of {project.partition('[')[0]}, by name only",
+        )
+        for op in ops.split()
+    )
+
+
+def _delta_paths(op: str, summary: str) -> tuple[KernelSpec, KernelSpec]:
+    """Of a layer with the gated delta rule: in torch, and flash-linear-attention's kernels, chosen where they run."""
+    return (
+        KernelSpec(op=op, impl="reference", target=f"loongforge.kernels.{op}.reference:{op}", summary=summary),
+        KernelSpec(
+            op=op,
+            impl="fla",
+            target=f"loongforge.kernels.peers.fla:{op}",
+            devices=("cuda",),
+            dtypes=("bfloat16", "float16"),
+            priority=20,
+            requires=("fla-core>=0.6,<0.7", "triton>=3.3"),
+            summary=f"{summary}: kernels of flash-linear-attention",
+        ),
     )
 
 
@@ -112,7 +134,7 @@ def _megatron_path(backend: str, requires: str) -> KernelSpec:
     )
 
 
-_LIGER = ("liger", "liger-kernel>=0.8.5,<0.9")
+_TE = "transformer-engine[pytorch]"
 
 KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("rms_norm", "root mean square norm"),
@@ -122,11 +144,13 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("rope", "rotary position embedding"),
     *_torch_paths("cross_entropy", "loss per token from logits"),
     *_torch_paths("linear_cross_entropy", "loss per token from hidden states"),
-    _peer_path("rms_norm", *_LIGER, "root mean square norm: Liger's, by name only"),
-    _peer_path("swiglu", *_LIGER, "silu(gate) * up: Liger's, by name only"),
-    _peer_path("rope", *_LIGER, "rotary position embedding: Liger's, by name only"),
-    _peer_path("cross_entropy", *_LIGER, "loss per token from logits: Liger's, by name only"),
-    _peer_path("linear_cross_entropy", *_LIGER, "loss per token from hidden states: Liger's, by name only"),
+    *_peer_paths("liger", "liger-kernel", ">=0.8.5,<0.9", "rms_norm swiglu rope cross_entropy linear_cross_entropy"),
+    *_peer_paths("fla", "fla-core", ">=0.6,<0.7", "rms_norm swiglu rope cross_entropy"),
+    *_peer_paths("te", _TE, ">=2.4,<3", "rms_norm swiglu"),
+    *_peer_paths("te", _TE, ">=2.18,<3", "cross_entropy", dtypes=("float32", "bfloat16")),
+    *_peer_paths("te", _TE, ">=2.4,<3", "adamw", dtypes=("float32",)),
+    *_delta_paths("causal_convolution", "causal convolution of each channel, and silu"),
+    *_delta_paths("gated_delta_rule", "linear attention with a gated delta rule"),
     KernelSpec(
         op="causal_attention",
         impl="reference",

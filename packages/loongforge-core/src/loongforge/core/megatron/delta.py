@@ -11,7 +11,9 @@ this rank, R value heads of each, D and V widths of a key's and a value's head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +24,30 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint, sharded_state_dict_default
 
-from loongforge.core.megatron.delta_rule import DeltaOps
 from loongforge.core.megatron.layers import PackedRow, model_parallel_random
+from loongforge.core.megatron.ops import kernels
 from loongforge.core.model.geometry import DeltaGeometry
 
 if TYPE_CHECKING:
     from loongforge.core.megatron.specs import Layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaOps:
+    """What the layers call; signatures as documented in `loongforge.kernels`."""
+
+    convolution: Callable[..., torch.Tensor]
+    rule: Callable[..., torch.Tensor]
+    lines: tuple[str, ...]
+    """What was chosen and why."""
+
+
+def delta_ops(device_type: str, dtype: torch.dtype) -> DeltaOps:
+    """The best implementations for the device."""
+    registry = kernels()
+    convolution = registry.choose("causal_convolution", device_type, dtype)
+    rule = registry.choose("gated_delta_rule", device_type, dtype)
+    return DeltaOps(convolution=convolution.call, rule=rule.call, lines=(convolution.line(), rule.line()))
 
 
 class Convolution(torch.nn.Module):
@@ -131,9 +151,9 @@ class GatedDelta(MegatronModule):
     ) -> torch.Tensor:
         """Convolution and rule: `[B, T, K, 2 D + R V]`, `[B, T, K, R]` twice, to `[B, T, K, R, V]`."""
         ops: DeltaOps = self.ops
-        convolved = ops.convolve(mixed.flatten(2), self.conv1d.weight.squeeze(1), ends).unflatten(2, (self.heads, -1))
+        convolved = ops.convolution(mixed.flatten(2), self.conv1d.weight.squeeze(1), ends)
         widths = (self.key_dim, self.key_dim, self.repeats * self.value_dim)
-        query, key, values = convolved.split(widths, dim=-1)
+        query, key, values = convolved.unflatten(2, (self.heads, -1)).split(widths, dim=-1)
         # fp32: in 16 bits a rate near 0 or 1 loses what tells long memories apart.
         rate, bias = (one.float().view(self.heads, -1) for one in (self.A_log, self.dt_bias))  # [K, R]
         decay = -rate.exp() * F.softplus(decays.float() + bias)

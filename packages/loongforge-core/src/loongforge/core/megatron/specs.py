@@ -27,8 +27,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from loongforge.core.config.experts import ExpertConfig
-from loongforge.core.megatron.delta import delta_spec
-from loongforge.core.megatron.delta_rule import DeltaOps, delta_ops
+from loongforge.core.megatron.delta import DeltaOps, delta_ops, delta_spec
 from loongforge.core.megatron.experts import experts_builder, mlp_submodules
 from loongforge.core.megatron.grouped_experts import GroupedOps, grouped_ops
 from loongforge.core.megatron.latent_attention import latent_attention_spec

@@ -27,7 +27,8 @@ def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data,
     if plan.geometry.experts is not None and model.layers.groups_experts(plan.config.moe):
         watch.note(f"Kernel {model.layers.grouped().line}.")
     if plan.geometry.delta is not None:
-        watch.note(f"Kernel {model.layers.delta().line}.")
+        for line in model.layers.delta().lines:
+            watch.note(f"Kernel {line}.")
     if (line := route_line(plan)) is not None:
         watch.note(f"Kernel {line}")
     for line in table(model.parts):

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loongforge.core.megatron.delta_rule import EPSILON, convolve, delta_ops, delta_rule
+from loongforge.kernels.causal_convolution import causal_convolution
+from loongforge.kernels.gated_delta_rule import gated_delta_rule
+from loongforge.kernels.gated_delta_rule.reference import EPSILON
 
 B, K, R, D, V = 2, 2, 3, 8, 12
 
@@ -29,7 +31,7 @@ def operands(length: int, dtype: torch.dtype = torch.float64) -> list[torch.Tens
 def recurrence(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
-    """The definition of the module's docstring, one token after the other."""
+    """The definition of the package's docstring, one token after the other."""
     q, k = (one * torch.rsqrt(one.square().sum(-1, keepdim=True) + EPSILON) for one in (q, k))
     state, outputs = torch.zeros(B, K, R, D, V, dtype=q.dtype), []
     for t in range(q.size(1)):
@@ -58,12 +60,12 @@ def both_ways(rule: object, made: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 150])
 def test_chunks_equal_the_recurrence(length: int) -> None:
     made = operands(length)
-    assert worst(both_ways(delta_rule, made), both_ways(recurrence, made)) < 1e-11
+    assert worst(both_ways(gated_delta_rule, made), both_ways(recurrence, made)) < 1e-11
 
 
 @pytest.mark.parametrize("length", [7, 130])
 def test_fp32_is_as_near_as_fp32_can_be(length: int) -> None:
-    ours = delta_rule(*operands(length, torch.float32))
+    ours = gated_delta_rule(*operands(length, torch.float32))
     assert worst([ours.double()], [recurrence(*operands(length))]) < 2e-5  # measured 3e-6
 
 
@@ -71,8 +73,8 @@ def test_segments_do_not_see_each_other() -> None:
     ends = (0, 3, 70, 71, 90)
     made = operands(90)
     parts = [recurrence(*(one[:, start:end] for one in made)) for start, end in pairwise(ends)]
-    assert worst([delta_rule(*made, ends)], [torch.cat(parts, dim=1)]) < 1e-11
-    assert worst([delta_rule(*made)], [torch.cat(parts, dim=1)]) > 1e-2
+    assert worst([gated_delta_rule(*made, ends)], [torch.cat(parts, dim=1)]) < 1e-11
+    assert worst([gated_delta_rule(*made)], [torch.cat(parts, dim=1)]) > 1e-2
 
 
 def test_equals_transformers() -> None:
@@ -84,7 +86,7 @@ def test_equals_transformers() -> None:
         *wide, v.flatten(2, 3), g=decay.flatten(2), beta=beta.flatten(2), initial_state=None,
         output_final_state=False, use_qk_l2norm_in_kernel=True,
     )  # fmt: skip
-    assert worst([delta_rule(q, k, v, decay, beta).flatten(2, 3)], [theirs]) < 2e-5
+    assert worst([gated_delta_rule(q, k, v, decay, beta).flatten(2, 3)], [theirs]) < 2e-5
 
 
 def test_the_convolution_is_causal_and_ends_with_its_segment() -> None:
@@ -95,16 +97,7 @@ def test_the_convolution_is_causal_and_ends_with_its_segment() -> None:
     for t in range(20):
         for back in range(min(4, t + 1)):
             direct[:, t] += weight[:, 3 - back] * x[:, t - back]
-    torch.testing.assert_close(convolve(x, weight), F.silu(direct))
-    apart = torch.cat([convolve(x[:, :9], weight), convolve(x[:, 9:], weight)], dim=1)
-    torch.testing.assert_close(convolve(x, weight, (0, 9, 20)), apart)
+    torch.testing.assert_close(causal_convolution(x, weight), F.silu(direct))
+    apart = torch.cat([causal_convolution(x[:, :9], weight), causal_convolution(x[:, 9:], weight)], dim=1)
+    torch.testing.assert_close(causal_convolution(x, weight, (0, 9, 20)), apart)
     assert not torch.allclose(apart, F.silu(direct))
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "said"),
-    [("cpu", torch.bfloat16, "the device is a CPU"), ("cuda", torch.float32, "the run in fp32"),
-     ("cuda", torch.bfloat16, "flash-linear-attention is not installed")],
-)  # fmt: skip
-def test_the_choice_says_its_reason(device: str, dtype: torch.dtype, said: str) -> None:
-    assert said in delta_ops(device, dtype).line
