@@ -10,14 +10,17 @@ import torch
 
 class Watch:
     """What the indexer of each of `layers` layers read and chose, and what attention gave, of the first pass since this
-    was made. `topk`: the keys that are chosen, in place of the model's own number."""
+    was made. `topk`: the keys that are chosen, in place of the model's own number; `fp8`: they are chosen by rounded
+    queries and keys, as the release has it, and not as transformers."""
 
-    def __init__(self, model: Any, layers: int, topk: int | None = None) -> None:
+    def __init__(self, model: Any, layers: int, topk: int | None = None, *, fp8: bool = False) -> None:
         model.set_attn_implementation("eager")  # the one that says its probabilities
         self._read: list[tuple[Any, ...]] = []
         self._chosen: list[torch.Tensor] = []
         self._gave: list[torch.Tensor] = []
         self._neighbours, self._indexers = model.config.model_type == "glm_moe_dsa", 0
+        self._fp8, self.moved = fp8, 0
+        """Keys that fp8 chose and transformers did not."""
         for number, layer in enumerate(model.model.layers):
             indexer = layer.self_attn.indexer
             if indexer is None:  # attends to what an earlier layer chose, and teaches nobody
@@ -27,9 +30,19 @@ class Watch:
             indexer.register_forward_hook(self._indexed)
             layer.self_attn.register_forward_hook(lambda _, __, output: self._gave.append(output[1].detach()))
 
-    def _indexed(self, indexer: Any, inputs: tuple[Any, ...], chosen: torch.Tensor) -> None:
+    def _indexed(self, indexer: Any, inputs: tuple[Any, ...], chosen: torch.Tensor) -> torch.Tensor:
         self._read.append((indexer, *inputs[:3]))
+        if self._fp8:
+            plain = chosen
+            with torch.no_grad():
+                logits = scores(*self._read[-1], neighbours=self._neighbours, fp8=True)
+            unseen = torch.ones_like(logits, dtype=torch.bool).triu(1)
+            chosen = logits.masked_fill(unseen, float("-inf")).topk(indexer.index_topk).indices.to(chosen.dtype)
+            marks = (torch.zeros_like(unseen).scatter(-1, one.long(), True) & ~unseen for one in (chosen, plain))
+            mine, theirs = marks
+            self.moved += int((mine & ~theirs).sum())
         self._chosen.append(chosen)
+        return chosen
 
     def loss(self) -> Any:
         """The sum over layers of the mean over tokens."""
@@ -41,15 +54,29 @@ class Watch:
         )
 
 
-def scores(indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any, *, neighbours: bool) -> torch.Tensor:
+def scores(
+    indexer: Any, hidden: torch.Tensor, latent: torch.Tensor, turns: Any, *, neighbours: bool, fp8: bool = False
+) -> torch.Tensor:
     """Equation 1, with gradients to the indexer alone: `[B, S, S]`; `neighbours` are turned together, not halves."""
     hidden, latent = hidden.detach(), latent.detach()
     heads, width = indexer.n_heads, indexer.head_dim
     query = indexer.wq_b(latent).unflatten(-1, (heads, width))
     query = turned(query, *(one[:, :, None] for one in turns), neighbours=neighbours)
     key = turned(indexer.k_norm(indexer.wk(hidden)), *turns, neighbours=neighbours)
+    if fp8:
+        query, key = rounded(query), rounded(key)
     products = torch.einsum("bthd,bsd->btsh", query, key).relu()
     return torch.einsum("btsh,bth->bts", products, indexer.weights_proj(hidden)) * (heads * width) ** -0.5
+
+
+def rounded(vectors: torch.Tensor) -> torch.Tensor:
+    """Rotated, and what is left of them in float8_e4m3fn whose largest number stands for the vector's largest."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < vectors.size(-1):
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    rotated = vectors @ matrix * len(matrix) ** -0.5
+    scale = rotated.abs().amax(-1, keepdim=True) / 448
+    return (rotated / scale).to(torch.float8_e4m3fn).float() * scale
 
 
 def turned(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, neighbours: bool) -> torch.Tensor:

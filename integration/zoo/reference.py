@@ -51,11 +51,13 @@ class Reference:
         return self._ask("routed", case, str(directory), str(batch), str(out), terms)
 
     def taught(
-        self, case: str, directory: Path, batch: Path, out: Path, factor: float, *, every: bool = False
-    ) -> dict[str, float]:
+        self, case: str, directory: Path, batch: Path, out: Path, factor: float, *, every: bool = False,
+        fp8: bool = False,
+    ) -> dict[str, float]:  # fmt: skip
         """As `measure`, with `factor` times the loss of the model's own indexers, whose sum over layers is `indexers`;
-        `every`: while attention goes to every key."""
-        return self._ask("taught", case, str(directory), str(batch), str(out), factor, every)
+        `every`: while attention goes to every key; `fp8`: to those that rounded scores choose, of which `moved` are
+        others."""
+        return self._ask("taught", case, str(directory), str(batch), str(out), factor, every, fp8)
 
     def greedy(self, case: str, directory: Path, batch: Path) -> dict[str, Any]:
         """`chosen`: the most probable token at every place, of the model and of each further layer."""
@@ -201,7 +203,7 @@ def routed(case: Any, directory: str, batch: str, out: str, terms: dict[str, Any
     }
 
 
-def taught(case: Any, directory: str, batch: str, out: str, factor: float, every: bool) -> dict[str, float]:
+def taught(case: Any, directory: str, batch: str, out: str, factor: float, every: bool, fp8: bool) -> dict[str, float]:
     """Forward and backward over the whole batch."""
     from indexer_terms import Watch
     from safetensors.torch import load_file, save_file
@@ -209,13 +211,13 @@ def taught(case: Any, directory: str, batch: str, out: str, factor: float, every
     tensors = load_file(batch)
     model = load(case, directory)
     everything = tensors["tokens"].size(1) if every else None
-    watch = Watch(getattr(model, "trunk", model), case.config["num_hidden_layers"], everything)
+    watch = Watch(getattr(model, "trunk", model), case.config["num_hidden_layers"], everything, fp8=fp8)
     _, total, extra = _losses(case, model, tensors)
     loss = total / tensors["loss_mask"].sum()
     taught = watch.loss()
     (loss + factor * taught + (0.0 if extra is None else extra)).backward()
     save_file(_tensors(case, model, Path(out).with_suffix(""), gradients=True), out)
-    return {"loss": loss.item(), "indexers": taught.item()}
+    return {"loss": loss.item(), "indexers": taught.item(), "moved": watch.moved}
 
 
 def documents(case: Any, directory: str, batches: list[str], out: str) -> dict[str, float]:

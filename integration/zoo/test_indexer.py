@@ -54,13 +54,16 @@ def taught(zoo: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     made: dict[tuple[str, bool], Reference] = {}
 
     def of(name: str, *, every: bool = False) -> Reference:
+        fp8 = "--dsa-indexer-fp8" in EVERY[name].flags
         if (name, every) not in made:
             scratch, directory = tmp_path_factory.mktemp("taught"), zoo.checkpoint(name)
             batch = make_batch(config_of(EVERY[name], directory, "one"), SEQUENCES)
             batch["loss_mask"][1, 3:20] = 0  # tokens that teach the indexer all the same
             save_file(batch, scratch / "batch.safetensors")
             out = scratch / "reference.safetensors"
-            losses = zoo.reference.taught(name, directory, scratch / "batch.safetensors", out, COEFFICIENT, every=every)
+            losses = zoo.reference.taught(
+                name, directory, scratch / "batch.safetensors", out, COEFFICIENT, every=every, fp8=fp8
+            )
             made[name, every] = Reference(batch, losses, load_file(out))
         return made[name, every]
 
@@ -112,6 +115,16 @@ def test_the_indexer_learns_what_attention_looks_at(
     found, gradients = step(zoo, name, layout, expected.batch, flags, tmp_path)
     agree(name, found, gradients, expected)
     assert found.extra["indexer_loss"] * len(indexed(name)) == pytest.approx(expected.losses["indexers"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("layout", "flags"), [("tp2-sp", MASKED), ("cp2", GATHER)])
+def test_keys_chosen_in_fp8(layout: str, flags: tuple[str, ...], taught: Any, zoo: Any, tmp_path: Path) -> None:
+    """Rounded as the release rounds, on transformers' model: other keys, and everything else as ever."""
+    name = "deepseek_v32 fp8"
+    expected = taught(name)
+    assert expected.losses["moved"] > 20
+    found, gradients = step(zoo, name, layout, expected.batch, flags, tmp_path)
+    agree(name, found, gradients, expected)
 
 
 @pytest.mark.parametrize(("name", "layout", "flags"), WARMED)

@@ -109,6 +109,12 @@ CASES = {
 }
 
 FURTHER = {
+    "deepseek_v32 fp8": Case(
+        family="deepseek32",
+        config={**V32, "index_head_dim": 128},  # of the heads that are rotated
+        layouts=("one",),
+        flags=(*STILL, "--dsa-indexer-fp8"),
+    ),
     "deepseek_v32 predicting": predicting(
         "AS_LAYERS",
         family="deepseek32",

@@ -24,12 +24,14 @@ NAMES = ("q", "kv", "up", "index q", "index k", "index w")
 PACKED = Rows(name="packed", documents=(9, 1, 14), topk=4)
 
 
-def inputs(rows: Rows, heads: int = HEADS, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+def inputs(
+    rows: Rows, heads: int = HEADS, dtype: torch.dtype = torch.float64, width: int = 8
+) -> tuple[list[Tensor], list[Tensor]]:
     """Leaves in the order of NAMES, and the rows' bounds."""
     ks, ke = rows.bounds()
     shapes = (
         (len(ks), heads, NOPE + ROPE), (rows.keys, LATENT + ROPE), (heads, NOPE + VALUE, LATENT),
-        (len(ks), 3, 8), (rows.keys, 8), (len(ks), 3),
+        (len(ks), 3, width), (rows.keys, width), (len(ks), 3),
     )  # fmt: skip
     return [normal(*shape, seed=number, dtype=dtype) for number, shape in enumerate(shapes)], [ks, ke]
 
@@ -96,6 +98,24 @@ def test_layers_share_a_choice():
     for wrong in ({"indices": first.indices}, {"kl": None}):
         with pytest.raises(ValueError, match="needs the indices of another layer and kl=None"):
             call(**wrong)
+
+
+@pytest.mark.parametrize("route", ["gather", "masked"])
+def test_fp8_makes_the_choice_and_nothing_else(route: str):
+    rows = Rows(name="long", documents=(40, 70), topk=9)
+    leaves, bounds = inputs(rows, width=128)
+    found = attend(leaves, bounds, rows, route=route, fp8=True)
+    chosen = lightning_indexer(*leaves[3:], *bounds, rows.topk, fp8=True).indices
+    assert found.indices is not None
+    assert torch.equal(found.indices, chosen)
+    assert not torch.equal(chosen, lightning_indexer(*leaves[3:], *bounds, rows.topk).indices)
+    agree(found, attend(leaves, bounds, rows, route=route, indices=chosen), leaves)
+
+
+def test_fp8_of_another_width_is_refused():
+    leaves, bounds = inputs(PACKED)
+    with pytest.raises(ValueError, match="fp8=True rotates rows of 128 numbers, q and k have 8: leave fp8 out"):
+        attend(leaves, bounds, PACKED, route="masked", fp8=True)
 
 
 def test_tensor_parallel_ranks_learn_from_all_heads(monkeypatch: pytest.MonkeyPatch):

@@ -269,6 +269,12 @@ ALONE: list[tuple[int, dict[str, Any], str]] = [
         "leave one of them out.",
     ),
     (
+        1,
+        {"experts": tiny.EXPERTS, "latent": tiny.LATENT | {"index": tiny.WARMED["index"] | {"fp8": True}}},
+        "model.foundation: dsa_indexer_fp8=True is about the choice of keys, and dsa_indexer_warmup=True chooses none: "
+        "leave one of them out.",
+    ),
+    (
         4,
         {PP: 4, "experts": tiny.EXPERTS, "latent": tiny.SHARED, "global_batch_size": 4},
         "pipeline stage 2 has a chunk that begins with layer 4 (from 0), which attends to the keys that layer 2 chose, "

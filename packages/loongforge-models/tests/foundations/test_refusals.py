@@ -166,6 +166,12 @@ FIELDS: list[tuple[str, str, dict[str, Any], str]] = [
         "dsa_route must be one of auto, masked, gather, got 'dense'",
     ),
     ("deepseek32", "deepseek_v3_2", {"dsa_indexer_warmup": 1}, "dsa_indexer_warmup must be true or false, got 1"),
+    (
+        "deepseek32",
+        "deepseek_v3_2",
+        {"dsa_indexer_fp8": True, "dsa_indexer_head_dim": 64},
+        "dsa_indexer_fp8=True rotates index heads of 128 channels, and dsa_indexer_head_dim=64: leave it out",
+    ),
     ("deepseek32", "deepseek_v3_2", {"dsa_indexer_head_dim": 63}, "must be at least qk_pos_emb_head_dim=64"),
     ("deepseek32", "deepseek_v3_2", {"attention_dropout": 0.1}, "attention_dropout=0.1 must be 0"),
     ("deepseek32", "deepseek_v3_2", {"q_lora_rank": None}, "q_lora_rank must be a number"),

@@ -74,6 +74,7 @@ OWN: tuple[Flag, ...] = (
     _switch("fp32", "train.precision", "fp32"),
     Flag(name="encoder-tensor-model-parallel-size", path="model.image_encoder.tensor_model_parallel_size"),
     _switch("dsa-indexer-warmup", "model.foundation.dsa_indexer_warmup", True),
+    _switch("dsa-indexer-fp8", "model.foundation.dsa_indexer_fp8", True),
     Flag(name="dsa-route", path="model.foundation.dsa_route"),
     Flag(name="dsa-speeds", path="model.foundation.dsa_speeds"),
     _switch("use-vlm-dp-balance", "data.balance", "analytic"),

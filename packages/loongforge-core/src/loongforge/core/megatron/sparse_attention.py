@@ -191,7 +191,7 @@ class SparseAttention(MegatronModule):
         ks, ke = sight.ks[mine], sight.ke[mine]
         exact = torch.are_deterministic_algorithms_enabled()
         return [
-            lightning_indexer(*scored, ks, ke, self.index.topk, deterministic=exact)
+            lightning_indexer(*scored, ks, ke, self.index.topk, fp8=self.index.fp8, deterministic=exact)
             for scored in self._score(x, qr, sight)
         ]
 

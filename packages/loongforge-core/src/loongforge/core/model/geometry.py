@@ -120,6 +120,8 @@ class IndexGeometry:
     """Factor of the loss that teaches the indexer what attention looks at; 0 leaves the indexer as it is."""
     warmup: bool = False
     """Attention goes to every key and its indexer alone trains, on all of them (DeepSeek-V3.2, 2025, 2.1.1)."""
+    fp8: bool = False
+    """Keys are chosen by scores of rotated queries and keys in fp8 (DeepSeek-V3.2); what learns is not rounded."""
     route: SparseRoute = "auto"
     speeds: Speeds | None = None
     """What `auto` goes by; None for an estimate."""

@@ -179,6 +179,11 @@ def _warmup_rules(index: IndexGeometry, model: ModelConfig) -> Iterator[str]:
             f"model.foundation: dsa_route={index.route!r} is about chosen keys, and dsa_indexer_warmup=True attends to "
             "every key: leave one of them out."
         )
+    if index.fp8:
+        yield (
+            "model.foundation: dsa_indexer_fp8=True is about the choice of keys, and dsa_indexer_warmup=True chooses "
+            "none: leave one of them out."
+        )
     for name, component in model.components.items():
         if name != "foundation" and not component.freeze:
             yield (

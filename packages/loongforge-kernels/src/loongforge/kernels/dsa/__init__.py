@@ -9,6 +9,10 @@ An indexer chooses at most `topk` keys for each query, attention sees those alon
 attention gave them. Three routes have the same result (to rounding) and `plan` picks one by a table of speeds:
 `causal` where no document is longer than top-k, `masked` and `gather`; `docs/kernels-dsa.md` explains them.
 
+With `fp8` the indexer chooses by logits of rotated and rounded queries and keys, as DeepSeek-V3.2 does and
+`lightning_indexer` explains. The choice alone is theirs: the scores that learn, and their gradients, are those of the
+index as it was given, so the loss and the attention are what they would be with the same `indices`.
+
 No gradient flows from attention into the indexer's inputs, nor from the loss into attention. Hand over an index made
 from detached hidden states, or the loss reaches the layers below through it.
 """
@@ -51,15 +55,15 @@ def dsa(
     q: Tensor, kv: Tensor, up: Tensor, index: tuple[Tensor, Tensor, Tensor] | None, ks: Tensor, ke: Tensor, *,
     topk: int, scale: float, indices: Tensor | None = None, route: Route | None = None, speeds: Speeds = ESTIMATED,
     longest: int | None = None, kl: str | None = "mean", row_weight: Tensor | None = None,
-    tp_group: dist.ProcessGroup | None = None, deterministic: bool = False,
+    tp_group: dist.ProcessGroup | None = None, deterministic: bool = False, fp8: bool = False,
 ) -> Attended:  # fmt: skip
     """Attention of q to the keys its indexer chose; the package says what the tensors are.
 
     `indices` are another layer's choice, instead of this indexer's. `route` overrides the plan, `speeds` its table;
     `longest` is the length of the longest document where the host knows it. `kl` is the reduction of the indexer's
     loss, None for no loss; it needs an index. `tp_group` holds the ranks with the other heads: the loss is about all
-    of them. Raises ValueError when there is neither an index nor indices, a loss without an index, or the route
-    `causal` where top-k would leave keys out.
+    of them. Raises ValueError when there is neither an index nor indices, a loss without an index, the route `causal`
+    where top-k would leave keys out, or a choice by `fp8` of an index that is not 128 wide.
     """
     if index is None and (indices is None or kl is not None):
         raise ValueError("dsa without an index needs the indices of another layer and kl=None")
@@ -74,7 +78,7 @@ def dsa(
     if route == "causal":
         indices = None if kl is None else _everything(ks, ke, topk)
     elif indices is None and index is not None:
-        indices, scores, _ = lightning_indexer(*index, ks, ke, topk, deterministic=deterministic)
+        indices, scores, _ = lightning_indexer(*index, ks, ke, topk, fp8=fp8, deterministic=deterministic)
     if route == "gather" and indices is not None:
         out, lse = _gather(q, kv, up, indices, scale, deterministic)
     else:

@@ -19,6 +19,8 @@ SIZES = {
     "index_topk": "dsa_indexer_topk",
 }
 """Keys of the indexer's sizes and our names of them."""
+FP8_WIDTH = 128
+"""Of the index heads that fp8 rotates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class DeepSeek32Config(DeepSeek3Config):
         *DeepSeek3Config.TRAINING,
         "dsa_indexer_loss_coeff",
         "dsa_indexer_warmup",
+        "dsa_indexer_fp8",
         "dsa_route",
         "dsa_speeds",
     )
@@ -58,6 +61,8 @@ class DeepSeek32Config(DeepSeek3Config):
     `config.json`, nor are the fields below."""
     dsa_indexer_warmup: bool = False
     """Train the indexer alone, on what attention to every key gives each of them; the rest stays as loaded."""
+    dsa_indexer_fp8: bool = False
+    """Choose keys by scores of rotated and rounded heads, as the release does; what learns is not rounded."""
     dsa_route: SparseRoute = "auto"
     """`masked` computes attention for all keys under a mask, `gather` for the chosen rows of the latent alone."""
     dsa_speeds: str | None = None
@@ -69,7 +74,7 @@ class DeepSeek32Config(DeepSeek3Config):
             *DeepSeek3Config.own_problems(self),
             *wrong_counts(self.LABEL, self, *SIZES.values()),
             *wrong_rates(self.LABEL, self, "dsa_indexer_loss_coeff"),
-            *wrong_switches(self.LABEL, self, "dsa_indexer_warmup"),
+            *wrong_switches(self.LABEL, self, "dsa_indexer_warmup", "dsa_indexer_fp8"),
             *wrong_choices(self.LABEL, self, "dsa_route", get_args(SparseRoute)),
         ]
 
@@ -82,6 +87,11 @@ class DeepSeek32Config(DeepSeek3Config):
             problems.append(
                 f"{self.LABEL}: dsa_indexer_head_dim={self.dsa_indexer_head_dim!r} must be at least "
                 f"qk_pos_emb_head_dim={self.qk_pos_emb_head_dim!r}: so many of its channels turn."
+            )
+        if self.dsa_indexer_fp8 and self.dsa_indexer_head_dim != FP8_WIDTH:
+            problems.append(
+                f"{self.LABEL}: dsa_indexer_fp8=True rotates index heads of {FP8_WIDTH} channels, and "
+                f"dsa_indexer_head_dim={self.dsa_indexer_head_dim!r}: leave it out."
             )
         if self.attention_dropout:
             problems.append(
@@ -114,6 +124,7 @@ class DeepSeek32Config(DeepSeek3Config):
             topk=self.dsa_indexer_topk,
             loss_coeff=self.dsa_indexer_loss_coeff,
             warmup=self.dsa_indexer_warmup,
+            fp8=self.dsa_indexer_fp8,
             route=self.dsa_route,
             speeds=None if self.dsa_speeds is None else read_speeds(self.dsa_speeds),
         )
