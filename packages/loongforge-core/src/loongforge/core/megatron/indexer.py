@@ -52,7 +52,8 @@ class Indexer(MegatronModule):
 
         query = turn(self.linear_wq_b(qr)[0].unflatten(-1, (index.heads, index.head_dim)))
         key = turn(self.k_norm(self.linear_wk(x)[0]).unsqueeze(-2)).squeeze(-2)
-        # fp32, as the release has it: near scores are told apart by it.
+        # A product in fp32 of stored bf16, as the release has it: near scores are told apart by it. The parameter stays
+        # of the model's type: megatron-core casts every one of a bf16 model.
         wide = torch.promote_types(x.dtype, torch.float32)
         weights = F.linear(x.to(wide), self.linear_weights_proj.weight.to(wide))
         return query, key, weights * (index.heads * index.head_dim) ** -0.5
