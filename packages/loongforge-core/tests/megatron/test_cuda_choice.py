@@ -43,6 +43,20 @@ def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any) ->
     assert [line.split(":")[0] for line in layers.ops] == ["rms_norm", "swiglu", "packed_attention"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [("float32", "takes bfloat16, float16, not float32"), ("bfloat16", "needs pip install 'fla-core")],
+)
+def test_a_gated_delta_rule_says_why_it_is_torch(dtype: str, said: str, cuda: Any) -> None:
+    import torch
+
+    from loongforge.core.megatron.specs import layers_for
+
+    convolution, rule = layers_for(cuda, getattr(torch, dtype)).delta().lines
+    assert convolution.startswith(f"causal_convolution: fla refused ({said}")
+    assert rule.startswith(f"gated_delta_rule: fla refused ({said}")
+
+
 def test_cuda_is_used_as_it_is(cuda: Any) -> None:
     """No substitution, no fork of a process that may have touched the device."""
     from loongforge.core.platform.contract import Platform
