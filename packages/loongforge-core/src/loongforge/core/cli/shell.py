@@ -27,6 +27,7 @@ VERBS = {
 
 PROVIDERS = {
     "bench.mtp": "loongforge-ckpt",
+    "bench.step": "loongforge-ckpt",
     "convert": "loongforge-ckpt",
     "verify": "loongforge-ckpt",
     "data": "loongforge-data",
