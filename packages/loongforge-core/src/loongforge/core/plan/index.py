@@ -72,7 +72,7 @@ def keys_seen(latent: LatentGeometry | None, length: int) -> float:
     choice; with one, no token attends to more than top-k."""
     index = None if latent is None else latent.index
     topk = length if index is None or index.warmup else min(index.topk, length)
-    return topk - topk**2 / (2 * length)
+    return topk - topk**2 / (2 * length) if length else 0.0  # of length 0: what does not depend on the others
 
 
 def flops(geometry: TransformerGeometry, length: int) -> int:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from loongforge.ckpt.bench.step.case import LEARNING_RATE, WEIGHT_DECAY, Case, Result
 from loongforge.ckpt.bench.step.devices import Peak, peak_of
 from loongforge.ckpt.bench.step.gate import differences
-from loongforge.ckpt.bench.step.report import flops_of, kernel_lines, lines, rows_of
+from loongforge.ckpt.bench.step.planned import as_json, calibration_of, planned_lines
+from loongforge.ckpt.bench.step.report import Row, flops_of, kernel_lines, lines, rows_of
 from loongforge.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def command(argv: list[str]) -> int:
 
     report: dict[str, Any] = {"command": ["loongforge", "bench", "step", *argv], "cases": []}
     problems: list[str] = []
+    sound: list[tuple[Case, list[Row]]] = []
     with sides_of(options.sides, options.threads) as sides:
         peak = _peak(sides, options, cases[0])
         report |= _head(sides, peak)
@@ -54,13 +56,28 @@ def command(argv: list[str]) -> int:
             wrong = differences(results, case.config.train.precision)
             wrong += [f"{one.side}: {one.reason}" for found in results.values() for one in found if one.failed]
             problems += [f"{case.label}: {sentence}" for sentence in wrong]
+            rows = rows_of(case, results, peak)
+            sound += [] if wrong else [(case, rows)]
             report["cases"].append(_written(case, results, peak, wrong))
-            print("\n".join(["", *lines(case, rows_of(case, results, peak)), *kernel_lines(results)]), flush=True)
-            if options.json:  # after every case: what ends a run takes nothing that was measured
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
+            print("\n".join(["", *lines(case, rows), *kernel_lines(results)]), flush=True)
+            _write(report, sound, options)  # after every case: what ends a run takes nothing that was measured
+    if found := calibration_of(report["device"], report["date"], sound):
+        print("\n".join(["", *planned_lines(found)]))
     for problem in problems:
         print(f"bench step: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _write(
+    report: dict[str, Any], sound: Sequence[tuple[Case, Sequence[Row]]], options: argparse.Namespace
+) -> None:  # fmt: skip
+    """The files that were asked for; times of sides that differ calibrate nothing."""
+    found = calibration_of(report["device"], report["date"], sound)
+    report["plan"] = as_json(found) if found else []
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.calibrate and found:
+        found.save(options.calibrate)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_count, help="of a CPU")
     parser.add_argument("--disturb", choices=SIDES, help="change one weight of a side: the comparison must see it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="write for `loongforge plan --calibration FILE`")
     return parser
 
 
