@@ -17,12 +17,14 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def megatron() -> Any:
-    """megatron-core on the CPU platform and the trainer, imported once for every forked worker. The platform."""
+    """megatron-core on the platform of LOONGFORGE_PLATFORM and the trainer, imported once for every forked worker."""
     from loongforge.core.megatron.start import preload
     from loongforge.core.platform import choose
+    from loongforge.core.testing.tolerance import exact
 
-    platform = choose("cpu").platform()
+    platform = choose().platform()
     preload(platform)
+    exact()
     return platform
 
 

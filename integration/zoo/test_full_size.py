@@ -57,7 +57,7 @@ def tensors_of(worker: Any, size: str, flags: tuple[str, ...] = ()) -> tuple[dic
     plan = Plan.of(run_of(size, *flags), 1)
     component = plan.config.model.foundation
     family = plugins.load("models", component.family)
-    with join(plan.layout, worker, choose("cpu").platform(), 3.0) as world:
+    with join(plan.layout, worker, choose().platform(), 3.0) as world:
         layers = layers_for(world.platform, compute_type(plan.config.train))
         context = BuildContext(
             config=transformer_config(plan.geometry, plan.config, plan.layout, layers, initialise=False),

@@ -1,8 +1,9 @@
-"""Triton without a GPU: tests in `interpreted/` run kernels through Triton's interpreter, corrected where it is wrong.
+"""Tests in `interpreted/` run kernels through Triton's interpreter, corrected where it is wrong, and on a GPU compiled.
 
 The interpreter is chosen by an environment variable before Triton is imported, and then holds for the whole process.
 So `test_interpreted.py` starts one pytest for each file in `interpreted/`; an ordinary run collects nothing there. To
 run one alone: `TRITON_INTERPRET=1 uv run pytest -n0 packages/loongforge-kernels/tests/interpreted/test_interpreter.py`.
+Where torch sees a GPU, an ordinary run collects them too, and the same cases run there (`interpreted/conftest.py`).
 
 What no fix reaches: arithmetic on bf16 and fp8 values other than `tl.dot` (a kernel converts to fp32 at the load),
 `tl.atomic_add` on bf16, and whatever needs a compiler: types that differ between branches, registers, shared memory.
@@ -10,7 +11,6 @@ What no fix reaches: arithmetic on bf16 and fp8 values other than `tl.dot` (a ke
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,11 +20,10 @@ from unittest import mock
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `aot` and `dsa_inputs`
+sys.path.insert(0, str(Path(__file__).parent))  # for `aot`, `device` and `dsa_inputs`
+from device import INTERPRETED, ON_GPU
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-collect_ignore = [] if INTERPRETED else ["interpreted"]
+collect_ignore = [] if INTERPRETED else ["interpreted/test_interpreter.py"] if ON_GPU else ["interpreted"]
 
 
 def right_dot(original: Any) -> Any:

@@ -11,7 +11,8 @@ from loongforge.kernels.testing import Rows
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> Tensor:
     """Standard normal numbers."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype).requires_grad_(grad)
+    numbers = torch.randn(shape, generator=generator, device="cpu")
+    return numbers.to(torch.get_default_device(), dtype).requires_grad_(grad)
 
 
 def bits_of(indices: Tensor, keys: int) -> Tensor:

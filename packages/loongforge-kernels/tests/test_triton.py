@@ -11,11 +11,16 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from device import FP32_ON_GPU
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install triton")
 
+RATIO = 4e-7
+
 INTERPRETED = """
 import torch
+if ON_GPU:
+    torch.set_default_device("cuda")
 from loongforge.kernels.rms_norm.reference import rms_norm as rms_norm_truth
 from loongforge.kernels.rms_norm.triton import rms_norm
 from loongforge.kernels.swiglu.reference import swiglu as swiglu_truth
@@ -35,7 +40,7 @@ def check(name, op, truth, *shapes):
     # fp32 rounding: measured 1.6e-7 at most
     pairs = [(y, expected), *((x.grad, x_wide.grad) for x, x_wide in zip(inputs, wide))]
     for number, (have, want) in enumerate(pairs):
-        assert_close(f"{name} {shapes} {number}", have, want, 4e-7)
+        assert_close(f"{name} {shapes} {number}", have, want, RATIO)
 
 for shape in ((1, 4), (3, 5), (2, 4, 60), (5, 1, 257), (300, 16)):
     check("rms_norm", rms_norm, rms_norm_truth, shape, shape[-1:])
@@ -78,7 +83,12 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_interpreted_kernels_equal_the_reference():
-    assert run(INTERPRETED, TRITON_INTERPRET="1") == "equal"
+    assert run(f"ON_GPU, RATIO = False, {RATIO}\n{INTERPRETED}", TRITON_INTERPRET="1") == "equal"
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_equal_the_reference():
+    assert run(f"ON_GPU, RATIO = True, {FP32_ON_GPU * RATIO}\n{INTERPRETED}", TRITON_INTERPRET="0") == "equal"
 
 
 def test_kernels_compile_for_hopper(tmp_path):

@@ -61,7 +61,7 @@ def assert_matches(
         return ratios
     generator = torch.Generator().manual_seed(seed)
     outputs = [(have, want) for have, want in zip(found, expected, strict=True) if want.requires_grad]
-    grads = [torch.randn(have.shape, generator=generator).to(have.device, have.dtype) for have, _ in outputs]
+    grads = [torch.randn(have.shape, generator=generator, device="cpu").to(have) for have, _ in outputs]
     with poison():
         mine = torch.autograd.grad([have for have, _ in outputs], [inputs[name] for name in leaves], grads)
     right = torch.autograd.grad(
@@ -108,15 +108,16 @@ class Rows:
         With `holes` the order is random and what is not a key is -1, or any other number outside `[0, keys)`.
         """
         generator = torch.Generator().manual_seed(seed)
-        selected = torch.full((len(self.bounds()[0]), self.topk), -1, dtype=torch.int32)
-        for row, (start, end) in enumerate(zip(*(bound.tolist() for bound in self.bounds()), strict=True)):
-            chosen = start + torch.randperm(end - start, generator=generator)[: self.topk].int()
-            if holes:
-                selected[row] = torch.tensor([-1, -7, self.keys, self.keys + 3]).repeat(self.topk)[: self.topk]
-                selected[row, torch.randperm(self.topk, generator=generator)[: len(chosen)]] = chosen
-            else:
-                selected[row, : len(chosen)] = chosen.sort().values
-        return selected
+        with torch.device("cpu"):  # the same numbers on every device
+            selected = torch.full((len(self.bounds()[0]), self.topk), -1, dtype=torch.int32)
+            for row, (start, end) in enumerate(zip(*(bound.tolist() for bound in self.bounds()), strict=True)):
+                chosen = start + torch.randperm(end - start, generator=generator)[: self.topk].int()
+                if holes:
+                    selected[row] = torch.tensor([-1, -7, self.keys, self.keys + 3]).repeat(self.topk)[: self.topk]
+                    selected[row, torch.randperm(self.topk, generator=generator)[: len(chosen)]] = chosen
+                else:
+                    selected[row, : len(chosen)] = chosen.sort().values
+        return selected.to(torch.get_default_device())
 
 
 ZOO: tuple[Rows, ...] = (

@@ -11,12 +11,14 @@ import signal
 import tempfile
 import time
 import traceback
+import unittest
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from loongforge.core import env
+from loongforge.core.platform.choose import choose
 from loongforge.core.port import held_port
 
 
@@ -25,8 +27,9 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
 
     Import what is heavy before calling: the processes inherit it. Raises `AssertionError` with the error and traceback
     of the first process that fails, and when `timeout` seconds pass, with the lines at which the late ones stand; no
-    process survives the call.
+    process survives the call. Raises `unittest.SkipTest`, which pytest knows, where the platform has fewer devices.
     """
+    _require_devices(world)
     context = multiprocessing.get_context("fork")
     pipes: dict[Connection, int] = {}
     processes: list[Any] = []
@@ -58,6 +61,14 @@ def run_distributed[T](function: Callable[[env.Worker], T], world: int, *, timeo
                     process.kill()
                 process.join()
                 stand.close()
+
+
+def _require_devices(world: int) -> None:
+    """Every process takes a device of its own, except on a CPU."""
+    choice = choose()
+    devices = 0 if choice.spec.device == "cpu" else choice.platform().device_count()
+    if 0 < devices < world:
+        raise unittest.SkipTest(f"needs {world} devices of platform {choice.name}, {devices} here")
 
 
 class _Late(Exception):

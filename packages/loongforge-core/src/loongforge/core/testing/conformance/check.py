@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
+import unittest
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,7 +22,9 @@ TIMEOUT = 900.0
 
 
 def check_family(name: str, *, tiny: Mapping[str, Any] | None = None, directory: Path | None = None) -> FamilyReport:
-    """Check the registered model family `name` (or `owner:name`) on the CPU, from its registration to exact resume.
+    """Check the registered model family `name` (or `owner:name`), from its registration to exact resume.
+
+    On the platform of LOONGFORGE_PLATFORM; what needs more devices than it has is skipped.
 
     The smallest size is shrunk by `conformance.subject.SHRUNK`; `tiny` sets or overrides fields of the family's config
     where that does not give a model. Checkpoints are written below `directory`, or below a temporary one. Needs the
@@ -39,7 +42,7 @@ def check_family(name: str, *, tiny: Mapping[str, Any] | None = None, directory:
 
 
 def _check(name: str, tiny: Mapping[str, Any], directory: Path) -> FamilyReport | str:
-    """In a process of its own: it may import megatron-core under the CPU platform and pass it on to its workers.
+    """In a process of its own: it may import megatron-core under the platform and pass it on to its workers.
 
     The report, or the text of the failure.
     """
@@ -52,7 +55,7 @@ def _check(name: str, tiny: Mapping[str, Any], directory: Path) -> FamilyReport 
         for title, step in _checks(plugin, tiny, directory):
             try:
                 outcomes.append(Outcome(check=title, skipped=False, detail=step()))
-            except Skipped as reason:
+            except (Skipped, unittest.SkipTest) as reason:
                 outcomes.append(Outcome(check=title, skipped=True, detail=str(reason)))
     except (AssertionError, ForgeError) as error:
         return f"{label} fails the check {title!r}: {error}"
@@ -72,7 +75,7 @@ def _checks(plugin: Plugin, tiny: Mapping[str, Any], directory: Path) -> Iterato
     from loongforge.core.megatron.start import preload
     from loongforge.core.platform import choose
 
-    preload(choose("cpu").platform())
+    preload(choose().platform())
     from loongforge.core.testing.conformance import layouts, resume, transformers_parity, weights
     from loongforge.core.testing.conformance.subject import Subject
 

@@ -152,7 +152,7 @@ class Subject:
             optimizer=OptimizerConfig(lr=1e-2, min_lr=1e-2),
             data=DataConfig(source="mock", num_workers=0),
             checkpoint=CheckpointConfig(**checkpoint),
-            platform="cpu",
+            platform=choose().name,
         )
 
 
@@ -224,7 +224,7 @@ def part_of(config: RunConfig, worker: env.Worker) -> Iterator[Part]:
     plan = Plan.of(config, worker.world_size)
     component = config.model.foundation
     family: ModelFamily = plugins.load("models", component.family)
-    with join(plan.layout, worker, choose("cpu").platform(), 3.0) as world:
+    with join(plan.layout, worker, choose().platform(), 3.0) as world:
         yield Part(
             plan=plan,
             world=world,
