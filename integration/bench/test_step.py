@@ -16,9 +16,11 @@ from loongforge.ckpt.bench.step.case import REPEAT, Case, Result
 from loongforge.ckpt.bench.step.command import cases_of
 from loongforge.ckpt.bench.step.devices import peak_of
 from loongforge.ckpt.bench.step.gate import differences, distance, reference_of
-from loongforge.ckpt.bench.step.planned import calibration_of, planned_lines
+from loongforge.ckpt.bench.step.planned import calibration_of, keep, planned_lines
 from loongforge.ckpt.bench.step.report import rows_of
 from loongforge.core.cli import main
+from loongforge.core.plan import Plan
+from loongforge.core.plan.calibration import Calibration, Work
 from loongforge.core.testing import run_distributed
 
 SIDES = ("ours", "transformers", "transformers-autocast", "megatron")
@@ -126,18 +128,26 @@ def test_a_side_that_lacks_memory_is_a_row() -> None:
     assert "megatron, round 2" in differences(found, "fp32")[0]
 
 
-def test_a_measured_case_calibrates_the_plan() -> None:
-    cases = [cases_of([*DENSE, "--bf16", "--micro-batch-size", str(rows)])[0] for rows in (1, 2, 3)]
+def test_a_measured_case_calibrates_the_plan(tmp_path: Path) -> None:
+    cases = [cases_of([*DENSE, "--bf16", "--num-layers", str(layers)])[0] for layers in (1, 2, 3)]
     sound = []
-    for number, case in enumerate(cases, 1):
-        ran = Result(side="ours", case=case.label, losses=(5.0,), norm=2.0, seconds=(0.5 * number,), peak_bytes=1 << 30)
+    for case in cases:
+        work = Work.of(Plan.of(case.config, 1))
+        took = 1e-9 * (work.matrices + work.attention)
+        ran = Result(side="ours", case=case.label, losses=(5.0,), norm=2.0, seconds=(took,), peak_bytes=1 << 30)
         sound.append((case, rows_of(case, {"ours": [ran]}, peak_of("cpu", None, 0.1, "bf16"))))
     found = calibration_of("a device", "2026-11-29", sound)
     assert found is not None
     first, *_, last = planned_lines(found)
     assert first == "plan against ours:"
-    assert "the other cases tell 1500.0 ms (+0.0%)" in last
+    assert f"the other cases tell {1e3 * took:.1f} ms (+0.0%)" in last
     assert found.estimate(found.cases[1].work).seconds_error == pytest.approx(0.0, abs=1e-9)
+    file = tmp_path / "device.json"
+    for part in (replace(found, cases=found.cases[:1]), found):
+        keep(part, file)
+    assert Calibration.load(file) == found
+    keep(replace(found, device="another", cases=found.cases[:1]), file)
+    assert len(Calibration.load(file).cases) == 1
 
 
 def test_the_peak_is_given_known_or_measured() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -107,10 +107,7 @@ class Calibration:
 
     def without(self, case: Measured) -> Calibration:
         """The other cases."""
-        others = tuple(one for one in self.cases if one is not case)
-        return Calibration(
-            device=self.device, date=self.date, precision=self.precision, side=self.side, cases=others
-        )  # fmt: skip
+        return replace(self, cases=tuple(one for one in self.cases if one is not case))
 
     def raw(self, work: Work) -> tuple[float, float | None]:
         """Seconds and bytes of that work."""

@@ -106,6 +106,8 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     missing: str = ""
     """Why this side cannot run here at all."""
+    failed: bool = False
+    """That is not for want of a package."""
 
 
 def batch_of(case: Case, number: int) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from loongforge.ckpt.bench.step.case import Case
 from loongforge.ckpt.bench.step.report import GIB, Row
@@ -27,6 +29,17 @@ def calibration_of(
         return None
     precision = cases[0][0].config.train.precision
     return Calibration(device=device, date=date, precision=precision, side=side, cases=tuple(found[side]))
+
+
+def keep(found: Calibration, path: Path) -> None:
+    """Write the file. Cases that another command has put there stay, if device, precision and layers are the same."""
+    cases = list(found.cases)
+    if path.exists():
+        before = Calibration.load(path)
+        if (before.device, before.precision, before.side) == (found.device, found.precision, found.side):
+            now = {case.case for case in found.cases}
+            cases = [*(case for case in before.cases if case.case not in now), *cases]
+    replace(found, cases=tuple(cases)).save(path)
 
 
 def planned_lines(found: Calibration) -> Iterator[str]:

@@ -67,9 +67,9 @@ def _step(case: Case, side: str, *, autocast: bool) -> Iterator[tuple[Step, str]
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
             # shift_labels: transformers' own loss without shifting again. Positions that begin anew mark documents.
+            places = {"position_ids": here["position_ids"]} if case.documents > 1 else {}
             loss = model(
-                input_ids=here["tokens"], position_ids=here["position_ids"], labels=labels, shift_labels=labels,
-                use_cache=False,
+                input_ids=here["tokens"], labels=labels, shift_labels=labels, use_cache=False, **places
             ).loss  # fmt: skip
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)

@@ -41,14 +41,15 @@ class Side:
             try:
                 self.facts = self._pipe.recv()
             except EOFError:
-                self.facts = Facts(device="", missing=f"its process ended at the start{self._how()}")
+                self.facts = Facts(device="", missing=f"its process ended at the start{self._how()}", failed=True)
         assert self.facts is not None, "a process says what is here before anything else"
         return self.facts
 
     def measure(self, case: Case) -> Result:
         """One case, start to end."""
-        if missing := self.ready().missing:
-            return Result(side=self.name, case=case.label, reason=missing, failed=True)
+        here = self.ready()
+        if here.missing:
+            return Result(side=self.name, case=case.label, reason=here.missing, failed=here.failed)
         try:
             self._pipe.send(case)
             result: Result = self._pipe.recv()

@@ -45,7 +45,11 @@ def serve(pipe: Connection, side: str, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
     module = import_module(f"{__package__}.{SIDES[side][0]}")
-    module.prepare()
+    try:
+        module.prepare()
+    except ImportError as error:
+        pipe.send(Facts(device="", missing=f"needs {error.name}, which is not installed"))
+        return
     device = choose().platform().device(0)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     pipe.send(Facts(device=name, versions=_versions()))
