@@ -1,4 +1,4 @@
-"""Every configuration of the sparse attention kernels that released models use, compiled for Hopper without a GPU."""
+"""Every configuration of the kernels that released models use, compiled for Hopper without a GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs pip i
 
 T, S, K = 256, 8192, 2048
 RED = (r"(atom|red)\S*\.v4\.f32",)
+READ, WRITE = r"ld\.global\S*\.v4\.b32", r"st\.global\S*\.v4\.b32"
+"""Sixteen bytes of each thread at once."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +85,33 @@ def test_indexer_kl():
     scores, row = empty(T, K, dtype=torch.float32), empty(T, dtype=torch.float32)
     check(kernels.forward, scores, scores, wgmma=False)
     check(kernels.backward, scores, scores, row, row, row, wgmma=False)
+
+
+@pytest.mark.parametrize("vocab", [32000, 151936])  # LLaMA-2; Qwen3
+def test_cross_entropy(vocab: int):
+    import aot
+
+    from loongforge.kernels.cross_entropy import triton as kernels
+
+    logits, index, row = empty(T, vocab), empty(T, 1, dtype=torch.int64), empty(T, 1, dtype=torch.float32)
+    both = {"wgmma": False, "ptx": (READ, WRITE)}
+    check(kernels.losses, logits, index, wgmma=False, ptx=(READ,))
+    check(kernels.losses, logits, index, row, **both)
+    check(kernels.gradient, logits, index, row, empty(3, T, dtype=torch.float32), logits, **both)
+    with aot.recorded() as launches:
+        kernels.losses(logits, index, row)
+    assert aot.build(launches[0]).registers <= 42  # three blocks of 512 threads in 65,536 registers
+
+
+def test_linear_cross_entropy():
+    """Blocks of tokens of unequal size, and an odd vocabulary, whose rows of logits are 128 bytes apart all the same."""
+    import aot
+
+    from loongforge.kernels.linear_cross_entropy.triton import linear_cross_entropy
+
+    hidden, weight, labels = empty(8192, 64), empty(151669, 64).requires_grad_(), empty(8192, dtype=torch.int64)
+    with aot.recorded() as launches:
+        linear_cross_entropy(hidden, weight, labels)
+    assert [launch.grid for launch in launches] == [(2816,), (2816,), (2560,)]
+    assert {launch.arguments["stride"] for launch in launches} == {151680}
+    assert all(launch.arguments["GRADIENT"] for launch in launches)

@@ -34,7 +34,10 @@ def test_a_refusal_is_explained_once():
 
 def test_every_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert registry.refusal(spec("a", capability="sm_80"), cuda, None) == "needs sm_80, torch sees no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert registry.refusal(spec("a", capability="sm_90a"), cuda, None) == "needs sm_90a, have sm_86"
     assert registry.refusal(spec("a", capability="sm_80"), cuda, None) is None
     assert registry.refusal(spec("a", capability="sm_100"), cpu, None) == "needs sm_100, have cpu"

@@ -46,17 +46,23 @@ def gradients(op: Any, given: dict[str, Any], grad: Tensor, rows: slice = slice(
     return [loss, *torch.autograd.grad(loss, (hidden, weight), grad.to(loss.dtype))]
 
 
-def compare(given: dict[str, Any], group: dist.ProcessGroup, case: str) -> None:
+def compare(op: Any, given: dict[str, Any], group: dist.ProcessGroup, case: str) -> None:
     """One case on the rows of this rank."""
     sizes, place = SIZES[group.size()], group.rank()
     rows = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
-    grad = given["mask"] / given["mask"].sum() if case == "mask" else given["surprise"]
+    grad = given["surprise"] if case in ("surprise", "blocks") else given["mask"] / given["mask"].sum()
     wide = given | {name: given[name].double() for name in ("hidden", "weight")}
     want = gradients(truth, wide, grad)
     want[2] = want[2][rows]
-    named = {"mask": {"token_weight": given["mask"]}, "surprise": {}, "blocks": {"block_bytes": BLOCKS}}[case]
-    have, again = (gradients(linear_cross_entropy, given, grad, rows, tp_group=group, **named) for _ in range(2))
-    plain = gradients(truth, wide, grad, rows, tp_group=group)
+    promise = {"token_weight": given["mask"], "proportional": True, "tp_rows": sizes, "sum_hidden": False}
+    named = {"mask": {"token_weight": given["mask"]}, "surprise": {}, "blocks": {"block_bytes": BLOCKS}}.get(
+        case, promise
+    )
+    have, again = (gradients(op, given, grad, rows, tp_group=group, **named) for _ in range(2))
+    plain = gradients(truth, wide, grad, rows, tp_group=group, sum_hidden=case != "promise")
+    if case == "promise":
+        for share in (have[1], again[1], plain[1]):
+            dist.all_reduce(share, group=group)
     for name, *found in zip(("loss", "hidden", "weight"), want, have, again, plain, strict=True):
         assert_close(f"{name}, {case}", found[1], found[0], RATIO[given["hidden"].dtype])
         assert torch.equal(found[1], found[2]), f"{name}, {case}: another result in a second run"
@@ -67,18 +73,18 @@ def compare(given: dict[str, Any], group: dist.ProcessGroup, case: str) -> None:
         assert all(torch.equal(mine, other) for other in everywhere), f"{case}: ranks differ"
 
 
-def every_case(rank: int) -> None:
+def every_case(rank: int, op: Any = linear_cross_entropy) -> None:
     """In groups of two ranks, and of all four."""
     pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
     everyone = dist.new_group()
     for group in (pair, everyone):
         for dtype in RATIO:
-            for case in ("mask", "surprise", "blocks"):
-                compare(inputs(dtype), group, case)
+            for case in ("mask", "surprise", "blocks", "promise"):
+                compare(op, inputs(dtype), group, case)
     given = inputs(torch.float32)
     labels = given["labels"].index_fill(0, torch.tensor([2]), VOCAB)  # beyond the vocabulary
     rows = slice(14 * rank, 14 * rank + SIZES[4][rank])
-    loss = linear_cross_entropy(given["hidden"], given["weight"][rows], labels, tp_group=everyone)
+    loss = op(given["hidden"], given["weight"][rows], labels, tp_group=everyone)
     assert loss.isnan().nonzero().flatten().tolist() == [2]
 
 

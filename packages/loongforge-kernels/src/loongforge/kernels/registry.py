@@ -179,6 +179,8 @@ def refusal(spec: KernelSpec, device: torch.device, dtype: torch.dtype | None) -
     if spec.capability is not None:
         if device.type != "cuda":
             return f"needs {spec.capability}, have {device.type}"
+        if not torch.cuda.is_available():
+            return f"needs {spec.capability}, torch sees no GPU"
         have = torch.cuda.get_device_capability(device)
         if have < _capability(spec.capability):
             return f"needs {spec.capability}, have sm_{have[0]}{have[1]}"
