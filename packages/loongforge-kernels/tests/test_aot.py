@@ -104,7 +104,7 @@ def test_cross_entropy(vocab: int):
 
 
 def test_linear_cross_entropy():
-    """Blocks of tokens of unequal size, and an odd vocabulary, whose rows of logits are 128 bytes apart all the same."""
+    """Blocks of tokens of unequal size; rows of logits are a multiple of 128 bytes apart, of an odd vocabulary too."""
     import aot
 
     from loongforge.kernels.linear_cross_entropy.triton import linear_cross_entropy
