@@ -87,13 +87,12 @@ def test_indexer_kl():
     check(kernels.backward, scores, scores, row, row, row, wgmma=False)
 
 
-@pytest.mark.parametrize("vocab", [32000, 151936])  # LLaMA-2; Qwen3
-def test_cross_entropy(vocab: int):
+def test_cross_entropy():
     import aot
 
     from loongforge.kernels.cross_entropy import triton as kernels
 
-    logits, index, row = empty(T, vocab), empty(T, 1, dtype=torch.int64), empty(T, 1, dtype=torch.float32)
+    logits, index, row = empty(T, 151936), empty(T, 1, dtype=torch.int64), empty(T, 1, dtype=torch.float32)
     both = {"wgmma": False, "ptx": (READ, WRITE)}
     check(kernels.losses, logits, index, wgmma=False, ptx=(READ,))
     check(kernels.losses, logits, index, row, **both)
@@ -104,14 +103,59 @@ def test_cross_entropy(vocab: int):
 
 
 def test_linear_cross_entropy():
-    """Blocks of tokens of unequal size; rows of logits are a multiple of 128 bytes apart, of an odd vocabulary too."""
+    """Blocks of tokens of unequal size; rows of logits are a multiple of 128 bytes apart, of an odd vocabulary too.
+
+    Who promises proportional weights waits for nothing: a tensor without data has no number to wait for.
+    """
     import aot
 
     from loongforge.kernels.linear_cross_entropy.triton import linear_cross_entropy
 
     hidden, weight, labels = empty(8192, 64), empty(151669, 64).requires_grad_(), empty(8192, dtype=torch.int64)
     with aot.recorded() as launches:
-        linear_cross_entropy(hidden, weight, labels)
+        loss = linear_cross_entropy(hidden, weight, labels, proportional=True)
+        loss.backward(torch.empty_like(loss))
+        waiting = linear_cross_entropy(hidden[:5], weight, labels[:5])
+        with pytest.raises(RuntimeError, match="meta tensors"):
+            waiting.backward(torch.empty_like(waiting))
+    assert launches.pop().grid == (5,)
     assert [launch.grid for launch in launches] == [(2816,), (2816,), (2560,)]
     assert {launch.arguments["stride"] for launch in launches} == {151680}
     assert all(launch.arguments["GRADIENT"] for launch in launches)
+
+
+@pytest.mark.parametrize("columns", [128, 2048, 4096, 7168])  # a head of Qwen3; its models' widths; DeepSeek-V3
+def test_rms_norm(columns: int):
+    from loongforge.kernels.rms_norm.triton import rms_norm
+
+    def both(x: Tensor, weight: Tensor) -> None:
+        rms_norm(x, weight).backward(torch.empty_like(x))
+
+    inputs = empty(8192, columns).requires_grad_(), empty(columns).requires_grad_()
+    assert check(both, *inputs, wgmma=False, ptx=(READ, WRITE)) == ["_forward", "_backward"]
+
+
+@pytest.mark.parametrize("columns", [768, 14336])  # an expert of Qwen3-30B-A3B; LLaMA-3-8B
+def test_swiglu(columns: int):
+    from loongforge.kernels.swiglu.triton import swiglu
+
+    def both(x: Tensor) -> None:
+        swiglu(x).backward(empty(T, columns))
+
+    assert check(both, empty(T, 2 * columns).requires_grad_(), wgmma=False, ptx=(READ, WRITE)) == [
+        "_forward",
+        "_backward",
+    ]
+
+
+def test_rope():
+    """Keys of Qwen3 inside a fused QKV; positions of latent attention; a head of Qwen3-Next, turned by a fourth."""
+    from loongforge.kernels.rope.triton import turn
+
+    for x, pairs, interleaved in (
+        (empty(T, 1, 8, 768)[..., 512:640], 64, False),
+        (empty(T, 1, 1, 576)[..., 512:], 32, True),
+        (empty(T, 1, 16, 256), 32, False),
+    ):
+        angle = empty(T, 1, 1, pairs, dtype=torch.float32)
+        check(turn, x, angle, angle, interleaved, -1, wgmma=False, ptx=(READ, WRITE))

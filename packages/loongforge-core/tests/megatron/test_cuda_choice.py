@@ -25,22 +25,23 @@ def test_a_device_node_without_a_gpu_is_one_sentence(cuda: Any) -> None:
         cuda.device(0)
 
 
-def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any) -> None:
+def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any, monkeypatch: Any) -> None:
     import torch
 
     from loongforge.core.megatron.layers import RowLinear
     from loongforge.core.megatron.specs import layers_for
 
     assert cuda.capabilities() == frozenset()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     layers = layers_for(cuda, torch.bfloat16)
     assert (layers.name, layers.reason) == ("torch", "transformer-engine is not installed")
     assert layers.row_linear is RowLinear
-    assert layers.linear_cross_entropy is None
-    asked = layers.core_attention.keywords  # torch's own, which has fused kernels there
-    assert asked["causal_attention"] is None
-    assert asked["packed_attention"].__module__ == "loongforge.kernels.packed_attention.sdpa"  # varlen asks the GPU
+    assert layers.core_attention.keywords["causal_attention"] is None  # torch's own, which has fused kernels there
     assert layers.uneven_gather
-    assert [line.split(":")[0] for line in layers.ops] == ["rms_norm", "swiglu", "packed_attention"]
+    said = [f"{op}: using triton" for op in ("rms_norm", "swiglu", "rope", "linear_cross_entropy")]
+    assert list(layers.ops) == [*said, "packed_attention: using XXX"]
+    assert layers.linear_cross_entropy.__module__ == "loongforge.kernels.linear_cross_entropy.triton"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,22 @@ def test_a_packed_row_by_place_begins_anew_in_every_segment() -> None:
     assert torch.allclose(found.double(), right, atol=2e-6)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_packed_row_by_place_has_the_tokens_of_its_rank(rank: int) -> None:
+    torch.manual_seed(2)
+    rotary, row = Rotary(geometry(), group()), packed(0, 12, 12, 36, 48)
+    whole, query = rotary(torch.zeros(1, 48, dtype=torch.int64), None, row), torch.randn(48, 3, WIDTH)
+    index = local_indices(row.boundaries, rank, 3)
+    expected = apply_rope_packed(query, torch.tensor(row.boundaries), whole)[index]
+    assert torch.equal(apply_rope_packed(query[index], torch.tensor(row.boundaries), whole, 3, rank), expected)
+
+
+def test_the_rotation_waits_for_no_device() -> None:
+    """A tensor without data has no number to wait for."""
+    query, ends = torch.empty(8, 3, WIDTH, device="meta"), torch.empty(3, dtype=torch.int32, device="meta")
+    assert apply_rope_packed(query, ends, torch.empty(8, 1, 1, WIDTH, device="meta"), 2, 1).shape == (8, 3, WIDTH)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_packed_row_by_three_rows_of_ids_equals_the_same_batch(rank: int) -> None:
     """The ids are the rank's own already: no context parallel slicing on top."""

@@ -51,9 +51,8 @@ def build(plan: Plan, world: Any) -> list[Any]:
 
     model_parallel_cuda_manual_seed(1)
     ours = layers_for(world.platform, compute_type(plan.config.train))
-    # As on accelerators: torch's fused attention, and logits that stay for the backward pass.
-    attention = partial(SDPAttention, packed_attention=unmasked())
-    layers = replace(ours, core_attention=attention, linear_cross_entropy=None)
+    attention = partial(SDPAttention, packed_attention=unmasked())  # as on accelerators: torch's fused attention
+    layers = replace(ours, core_attention=attention)
     config = transformer_config(plan.geometry, plan.config, plan.layout, layers, initialise=True)
     last = plan.layout.num_chunks - 1
     return [
@@ -100,7 +99,7 @@ def unmasked() -> Any:
 
 
 def activations(plan: Plan, world: Any, model: Any) -> int:
-    """Bytes of the storages autograd keeps after a forward pass, parameters and inputs left out."""
+    """Bytes of the storages that autograd and the loss keep after a forward pass, parameters and inputs left out."""
     import torch
 
     tokens = torch.randint(plan.geometry.vocab_size, (plan.micro_batch_size, plan.seq_length // plan.layout.cp))
@@ -116,9 +115,24 @@ def activations(plan: Plan, world: Any, model: Any) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(tokens, positions, labels=tokens, ahead=further(plan, tokens))
+    for found in ahead_of_time(loss):
+        keep(found)
     held = sum(storage.nbytes() for storage in kept.values())  # now, because recompute gives some of it back
     loss.sum().backward()
     return held
+
+
+def ahead_of_time(loss: Any) -> list[Any]:
+    """The gradients that the loss computed in its forward pass."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [next_node for next_node, _ in node.next_functions]
+    found = [one for node in seen for one in getattr(node, "gradients", ()) if one is not None]
+    assert found, "the loss computes gradients ahead"
+    return found
 
 
 def further(plan: Plan, tokens: Any) -> Any:

@@ -142,6 +142,7 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_torch_paths("swiglu", "silu(gate) * up"),
     _triton_path("swiglu", "silu(gate) * up"),
     *_torch_paths("rope", "rotary position embedding"),
+    _triton_path("rope", "rotary position embedding"),
     *_torch_paths("cross_entropy", "loss per token from logits"),
     _triton_path("cross_entropy", "loss per token from logits"),
     *_torch_paths("linear_cross_entropy", "loss per token from hidden states"),

@@ -13,6 +13,7 @@ from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_block import TransformerBlock
 
 from loongforge.core.megatron.deepstack import levels_context
@@ -26,7 +27,7 @@ from loongforge.core.model.geometry import TransformerGeometry
 
 
 class OutputLayer(tensor_parallel.ColumnParallelLinear):
-    """Hidden states to logits, or straight to losses where no tensor parallelism splits the vocabulary.
+    """Hidden states to logits, or straight to losses, so that logits never exist as a whole.
 
     The loss is computed inside this module's own call because megatron-core's parameter gather waits in the hooks of
     the module that owns a parameter.
@@ -34,13 +35,11 @@ class OutputLayer(tensor_parallel.ColumnParallelLinear):
 
     def __init__(self, *args: Any, linear_cross_entropy: Any, tokens: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.linear_cross_entropy, self.tokens = linear_cross_entropy, tokens
-
-    @property
-    def makes_losses(self) -> bool:
-        """Whether `labels` may be given."""
+        self.linear_cross_entropy = linear_cross_entropy
         group: Any = self.tp_group  # upstream annotates as optional what its constructor fills in
-        return self.linear_cross_entropy is not None and group.size() == 1
+        each = self.output_size_per_partition
+        # Rows that pad the vocabulary are left out: loss and gradients must not depend on the tensor parallel size.
+        self.rows = tuple(min(max(0, tokens - rank * each), each) for rank in range(group.size()))
 
     def forward(
         self,
@@ -49,13 +48,28 @@ class OutputLayer(tensor_parallel.ColumnParallelLinear):
         labels: torch.Tensor | None = None,
         loss_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`[S, B, H]` to logits `[S, B, V / tp]`, or with labels `[B, S]` to losses `[B, S]`; the bias is None."""
+        """`[S, B, H]` to logits `[S, B, V / tp]`, or with labels `[B, S]` to losses `[B, S]`; the bias is None.
+
+        S is divided by tp under sequence parallelism. The gradient of losses with a `loss_mask` has to be the mask
+        times one number: no step waits to find out, and every gradient of other losses is NaN.
+        """
         if labels is None:
             return super().forward(input_, weight)
         whole: Any = self.weight if weight is None else weight  # upstream annotates its own as optional
-        matrix = whole[: self.tokens]
+        group: Any = self.tp_group
+        mine = self.rows[group.rank()]
+        matrix = whole if mine == len(whole) else whole[:mine]  # the gradient of a part is padded, which copies it
         mask = None if loss_mask is None else loss_mask.t()
-        return self.linear_cross_entropy(input_, matrix, labels.t(), mask).t(), None
+        shared = {}
+        if group.size() > 1:
+            # The gather's gradient sums what the ranks find.
+            shared = {"tp_group": group, "tp_rows": self.rows, "sum_hidden": not self.sequence_parallel}
+        if self.sequence_parallel:
+            input_ = gather_from_sequence_parallel_region(input_, group=group)
+        losses = self.linear_cross_entropy(
+            input_, matrix, labels.t(), mask, proportional=mask is not None, **shared
+        )  # fmt: skip
+        return losses.t(), None
 
 
 class LanguageModel(LanguageModule):
@@ -70,7 +84,6 @@ class LanguageModel(LanguageModule):
         self.vp_stage = context.vp_stage
         self.share_embeddings_and_output_weights = geometry.tie_word_embeddings
         self.vocab_size = context.padded_vocab_size
-        self.tokens = geometry.vocab_size
         self.tp_rank, self.tp_size = groups.tp.rank(), groups.tp.size()
         # Further layers embed tokens too: the last stage has a copy of the embedding, which megatron-core keeps equal.
         self.mtp_process = self.post_process and geometry.prediction_layers > 0  # its helpers ask for this name
@@ -102,7 +115,7 @@ class LanguageModel(LanguageModule):
             self.output_layer = OutputLayer(
                 config.hidden_size, self.vocab_size, config=config, init_method=config.init_method, bias=False,
                 skip_bias_add=False, gather_output=False, tp_group=groups.tp,
-                linear_cross_entropy=context.layers.linear_cross_entropy, tokens=self.tokens,
+                linear_cross_entropy=context.layers.linear_cross_entropy, tokens=geometry.vocab_size,
                 skip_weight_param_allocation=self.share_embeddings_and_output_weights
                 and (self.pre_process or self.mtp_process),
             )  # fmt: skip
@@ -126,9 +139,10 @@ class LanguageModel(LanguageModule):
         """Tokens int64 `[B, S]` to hidden `[S, B, H]` before the last stage; position ids `[B, S]` or `[3, B, S]`.
 
         On the last stage the loss of every token, fp32 `[B, S]`; without labels the logits of this tensor parallel
-        rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says how the caller will weight the losses; it changes no result.
-        `visual` goes to the first chunk alone: its features replace the embeddings at their positions. With `ahead` the
-        last stage's answer has one more dimension in front, `[1 + D, ...]`: the model's own, then each depth's.
+        rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says in what proportion the caller weights the losses; it changes
+        no result. `visual` goes to the first chunk alone: its features replace the embeddings at their positions. With
+        `ahead` the last stage's answer has one more dimension in front, `[1 + D, ...]`: the model's own, then each
+        depth's.
         """
         hidden = self._embed(tokens, position_ids, visual) if self.pre_process else None
         rotary = None if self.rotary is None else self.rotary(tokens, position_ids, packed)
@@ -160,13 +174,10 @@ class LanguageModel(LanguageModule):
     ) -> torch.Tensor:
         """Normed hidden states `[S, B, H]` to losses `[B, S]`, or without labels to logits `[B, S, V / tp]`."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        if labels is not None and self.output_layer.makes_losses:
+        if labels is not None:
             return self.output_layer(hidden, weight=weight, labels=labels, loss_mask=loss_mask)[0]
         logits, _ = self.output_layer(hidden, weight=weight)
-        logits = self._without_padding(logits)
-        if labels is None:
-            return logits.transpose(0, 1)
-        return self.compute_language_model_loss(labels, logits)
+        return self._without_padding(logits).transpose(0, 1)
 
     def _embed(self, tokens: torch.Tensor, position_ids: torch.Tensor | None, visual: Visual | None) -> torch.Tensor:
         hidden = self.embedding(input_ids=tokens, position_ids=position_ids)
@@ -192,15 +203,11 @@ class LanguageModel(LanguageModule):
         )
 
     def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
-        """Rule out the rows that pad the vocabulary: loss and gradients must not depend on the tensor parallel size.
-
-        `[S, B, V / tp]` to the same.
-        """
-        rows = logits.size(-1)
-        valid = self.tokens - rows * self.tp_rank
-        if valid >= rows:
+        """Rule out the rows that pad the vocabulary. `[S, B, V / tp]` to the same."""
+        valid = self.output_layer.rows[self.tp_rank]
+        if valid == logits.size(-1):
             return logits
-        padding = torch.arange(rows, device=logits.device) >= valid
+        padding = torch.arange(logits.size(-1), device=logits.device) >= valid
         return logits.masked_fill(padding, float("-inf"))
 
 

@@ -29,29 +29,28 @@ class Ops:
 
     rms_norm: Callable[..., torch.Tensor]
     swiglu: Callable[..., torch.Tensor]
-    linear_cross_entropy: Callable[..., torch.Tensor] | None
-    """None where logits and loss stay apart: on accelerators, whose matrices want larger blocks than a CPU cache."""
+    linear_cross_entropy: Callable[..., torch.Tensor]
     causal_attention: Callable[..., torch.Tensor] | None
     """None where torch's own attention is used: on accelerators, which have fused kernels."""
     packed_attention: Callable[..., torch.Tensor]
-    lines: tuple[str, ...]
-    """What was chosen and why."""
+    lines: dict[str, str]
+    """What was chosen for each and why."""
 
 
 def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
     """The best implementation of each op that runs here."""
     registry = kernels()
     device = torch.device(platform.device_type)
-    names = ["rms_norm", "swiglu", "packed_attention"] + (
-        ["linear_cross_entropy", "causal_attention"] if device.type == "cpu" else []
-    )
+    # `repairs` puts rope where megatron-core calls it
+    names = ["rms_norm", "swiglu", "rope", "linear_cross_entropy", "packed_attention"]
+    names += ["causal_attention"] if device.type == "cpu" else []
     chosen = {name: registry.choose(name, device=device, dtype=dtype) for name in names}
     calls: dict[str, Any] = {name: choice.call for name, choice in chosen.items()}
     return Ops(
         rms_norm=calls["rms_norm"],
         swiglu=calls["swiglu"],
-        linear_cross_entropy=calls.get("linear_cross_entropy"),
+        linear_cross_entropy=calls["linear_cross_entropy"],
         causal_attention=calls.get("causal_attention"),
         packed_attention=calls["packed_attention"],
-        lines=tuple(choice.line() for choice in chosen.values()),
+        lines={name: choice.line() for name, choice in chosen.items()},
     )

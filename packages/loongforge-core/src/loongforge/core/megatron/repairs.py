@@ -53,18 +53,23 @@ def _rotary_repairs() -> list[Substitution]:
     from megatron.core.models.common.embeddings import rope_utils
 
     from loongforge.core.megatron import rope
+    from loongforge.core.megatron.ops import kernels
 
     present = rope_utils.fused_apply_rotary_pos_emb
     if hasattr(present, ORIGINAL):
         return []  # installed already
+    turn = kernels().op("rope")  # by the device and dtype of what is turned
     if present is None:
         why = "the fused rotary embedding has no implementation without TransformerEngine; ours reads memory once"
         remove_when = "the implementation can be passed to the attention layer"
-        makers = (lambda _: partial(rope.apply_rope), lambda _: partial(rope.apply_rope_packed))
+        makers = (lambda _: partial(rope.apply_rope, turn=turn), lambda _: partial(rope.apply_rope_packed, turn=turn))
     else:
         why = "TransformerEngine's fused rotary embedding takes angles by place only, not each token's own"
         remove_when = "TransformerEngine takes angles [S, B, 1, R], and each token's own for packed rows"
-        makers = (rope.unless_of_each_token, rope.unless_of_each_token_packed)
+        makers = (
+            partial(rope.unless_of_each_token, turn=turn),
+            partial(rope.unless_of_each_token_packed, turn=turn),
+        )
     names = ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")
     return [
         Substitution(owner=rope_utils, name=name, make=make, why=why, remove_when=remove_when,

@@ -51,7 +51,7 @@ class Layers:
     activation: Any
     """Builds the gated activation of the MLP; None leaves it to megatron-core."""
     linear_cross_entropy: Any
-    """Logits and loss in one op where tensor parallelism does not split the vocabulary; None keeps them apart."""
+    """Logits and loss in one op."""
     uneven_gather: bool
     """Whether the platform's collectives gather tensors of unequal sizes."""
     ops: tuple[str, ...]
@@ -89,7 +89,8 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
         return Layers(
             name="transformer_engine", reason="transformer-engine is installed", column_linear=TEColumnParallelLinear,
             row_linear=TERowParallelLinear, norm=TENorm, core_attention=TEDotProductAttention, activation=None,
-            linear_cross_entropy=None, uneven_gather=uneven_gather, ops=(), **together,
+            linear_cross_entropy=ops.linear_cross_entropy, uneven_gather=uneven_gather,
+            ops=(ops.lines["linear_cross_entropy"],), **together,
         )  # fmt: skip
     reason = f"platform {platform.name}" if platform.device_type == "cpu" else "transformer-engine is not installed"
     return Layers(
@@ -99,7 +100,7 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
             SDPAttention, causal_attention=ops.causal_attention, packed_attention=ops.packed_attention
         ),
         activation=partial(GatedActivation, swiglu=ops.swiglu), linear_cross_entropy=ops.linear_cross_entropy,
-        uneven_gather=uneven_gather, ops=ops.lines, **together,
+        uneven_gather=uneven_gather, ops=tuple(ops.lines.values()), **together,
     )  # fmt: skip
 
 

@@ -20,6 +20,9 @@ from loongforge.core.plan.stages import stage_chunks
 
 FP32 = 4
 
+LOSS_BLOCK_BYTES = 1 << 30
+"""Logits that exist at a time, as `loongforge.kernels.linear_cross_entropy` has it on accelerators."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
@@ -118,6 +121,7 @@ def _activations(plan: Plan, stage: int) -> int:
     total = chunks_in_flight(plan, stage) * kept + working
     if stage == plan.layout.pp - 1:
         total += _head_activations(plan) + plan.geometry.prediction_layers * _further_activations(plan)
+        total += min(_logit_bytes(plan), LOSS_BLOCK_BYTES)
     return total
 
 
@@ -151,7 +155,7 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     Per token, in elements: 4h (inputs and outputs of two norms; divided by tp under sequence parallelism), attention,
     and the MLP or experts. Besides: fp32 cosines and sines of half a head for queries and for keys, one fp32 number per
     norm and per head of the softmax, one byte per element for each dropout mask. Attention is torch's fused one, as on
-    accelerators; our CPU kernel keeps probabilities of short sequences on top, and our CPU loss keeps no logits.
+    accelerators; our CPU kernel keeps probabilities of short sequences on top.
     """
     geometry, layout = plan.geometry, plan.layout
     dropped, tokens = _dropped(plan), _local_tokens(plan)
@@ -267,9 +271,21 @@ def _dropped(plan: Plan) -> tuple[str, ...]:
 
 
 def _head_activations(plan: Plan) -> int:
-    """Final norm's input and output, the logits, and their fp32 softmax, for the one micro-batch in work."""
-    logits = _local_tokens(plan) * plan.padded_vocab_size // plan.layout.tp * (element_bytes(plan) + FP32)
-    return 2 * _hidden_bytes(plan) + logits
+    """Final norm's input, its output (whole, where sequence parallelism cuts it) with its gradient, and the gradient of
+    the output matrix, for the one micro-batch in work: the loss computes them ahead, and logits by the block.
+
+    Of several blocks the matrix's is summed in fp32. Adapters and indexers that warm up leave the matrix as it is.
+    """
+    whole = _local_tokens(plan) * plan.geometry.hidden_size * element_bytes(plan)
+    found = _hidden_bytes(plan) + 2 * whole
+    if plan.adapters or warms_up(plan.geometry) or stays(plan):
+        return found
+    element = element_bytes(plan) if _logit_bytes(plan) <= LOSS_BLOCK_BYTES else FP32
+    return found + plan.padded_vocab_size // plan.layout.tp * plan.geometry.hidden_size * element
+
+
+def _logit_bytes(plan: Plan) -> int:
+    return _local_tokens(plan) * plan.padded_vocab_size // plan.layout.tp * element_bytes(plan)
 
 
 def _further_activations(plan: Plan) -> int:

@@ -78,7 +78,7 @@ def _forward(
     distance = picked - top
     # log1p: what 1 + rest rounds away comes back as rest / (the sum - 1)
     near = rest + 1.0  # pyright: ignore[reportOperatorIssue]
-    kept = near - 1.0
+    kept = near - 1.0  # pyright: ignore[reportOperatorIssue]
     sure = tl.where(kept == 0.0, rest, tl.log(kept + 1.0) * (rest / tl.where(kept == 0.0, 1.0, kept)))
     loss = tl.where(distance == 0.0, sure, tl.log(rest + tl.exp(distance)) - distance)
     tl.store(loss_ptr + row, loss)

@@ -9,15 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loongforge.kernels.cross_entropy.rows import losses, to_gradient
-from loongforge.kernels.linear_cross_entropy.blocks import Rows, Way, run
+from loongforge.kernels.linear_cross_entropy.blocks import ACCELERATOR_BLOCK_BYTES, Rows, Way, run
 from loongforge.kernels.linear_cross_entropy.shard import Shard
 
 BLOCK_BYTES = 64 << 20
 """Size of a block of fp32 logits on a CPU. Below 16 MiB the products get too thin and the weight gradient is summed too
 often; above 64 MiB there is nothing left to gain: measured at V 8192 and 32000."""
-
-ACCELERATOR_BLOCK_BYTES = 1 << 30
-"""Elsewhere, by the reason beside `triton.BLOCK_BYTES`."""
 
 
 def _rows(shard: Shard | None) -> Rows:

@@ -12,14 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loongforge.kernels.cross_entropy.triton import gradient, losses
-from loongforge.kernels.linear_cross_entropy.blocks import Rows, Way, run
+from loongforge.kernels.linear_cross_entropy.blocks import ACCELERATOR_BLOCK_BYTES, Rows, Way, run
 from loongforge.kernels.linear_cross_entropy.eager import add
 from loongforge.kernels.linear_cross_entropy.shard import Shard
 
-BLOCK_BYTES = 1 << 30
-"""Size of a block of logits. Every block reads and writes the fp32 gradient of the weight, 8 bytes for 2 operations a
-token: R tokens do R / 4 operations a byte, and an H200 wants 990 TFLOP/s / 4.8 TB/s = 206. That is reached at 824
-tokens; with 3533, as many as 1 GiB holds of Qwen3's 151,936 logits in bf16, the traffic is a fourth of the product."""
 TILE = 128
 """Tokens of the tiles that matrix products work in."""
 
@@ -65,7 +61,7 @@ def _add(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
         add(total, left, right, beta)
 
 
-WAY = Way(rows=_rows, add=_add, block_bytes=BLOCK_BYTES, wide=False, tile=TILE)
+WAY = Way(rows=_rows, add=_add, block_bytes=ACCELERATOR_BLOCK_BYTES, wide=False, tile=TILE)
 
 
 def linear_cross_entropy(

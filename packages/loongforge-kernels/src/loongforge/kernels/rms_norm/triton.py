@@ -1,6 +1,7 @@
-"""RMS norm as one Triton kernel each way; a row lives in registers, everything between load and store is fp32.
+"""RMS norm as one Triton kernel each way; rows live in registers, everything between load and store is fp32.
 
-The backward writes one partial weight gradient per program, summed by torch: no atomics, so it is deterministic.
+A program has one long row or several short ones at a time, as of query and key norms. The backward writes one partial
+weight gradient per program, summed by torch: no atomics, so it is deterministic.
 """
 
 from __future__ import annotations
@@ -13,64 +14,73 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loongforge.kernels.tiles import adjacent
+
 MAX_COLUMNS = 65536
 """Longest row that one program holds."""
-BACKWARD_PROGRAMS = 256
-"""Most partial weight gradients; about two per multiprocessor of a large GPU."""
+TILE = 2048
+"""Numbers in a program's rows, when several fit: 16 for each of 128 threads, 32 bytes in 16-bit types."""
+BACKWARD_WARPS = 4096
+"""Warps of all programs of the backward together, 31 for each multiprocessor of an H200: so many loads are in flight,
+and so few partial weight gradients are there."""
 
 
 @triton.jit
-def _forward(x_ptr, weight_ptr, y_ptr, scale_ptr, columns, eps, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _forward(
+    x_ptr, weight_ptr, y_ptr, scale_ptr, rows, columns, x_stride, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    inside = column < columns
-    x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / columns + eps)
-    tl.store(scale_ptr + row, scale)
-    tl.store(y_ptr + row * columns + column, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / columns + eps)  # [ROWS]
+    tl.store(scale_ptr + row, scale, mask=row < rows)
+    y = x * scale[:, None] * weight[None, :]
+    tl.store(y_ptr + row[:, None] * columns + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _backward(
-    grad_ptr, x_ptr, weight_ptr, scale_ptr, dx_ptr, dweight_ptr, rows, columns, rows_each, BLOCK: tl.constexpr
-):
+    grad_ptr, x_ptr, weight_ptr, scale_ptr, dx_ptr, dweight_ptr, rows, columns, x_stride, grad_stride, turns,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    inside = column < columns
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK,), dtype=tl.float32)
-    first = program * rows_each
-    last = tl.minimum(first + rows_each, rows)
-    for row in range(first, last):
-        x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + row)
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    dweight = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for turn in range(turns):
+        row = (program * turns + turn) * ROWS + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + row[:, None] * grad_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + row, mask=row < rows, other=0.0)[:, None]
         unit = x * scale
         dweight += grad * unit
-        grad *= weight
-        dx = scale * (grad - unit * (tl.sum(grad * unit, axis=0) / columns))
-        tl.store(dx_ptr + row * columns + column, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-    tl.store(dweight_ptr + program * columns + column, dweight, mask=inside)
+        grad *= weight[None, :]
+        dx = scale * (grad - unit * (tl.sum(grad * unit, axis=1) / columns)[:, None])
+        tl.store(dx_ptr + row[:, None] * columns + column[None, :], dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    tl.store(dweight_ptr + program * columns + column, tl.sum(dweight, axis=0), mask=column < columns)
 
 
-def _shape(columns: int) -> tuple[int, int]:
-    """Block size and warps for a row."""
+def _cut(columns: int) -> dict[str, int]:
+    """Rows at a time, block and warps for rows of this length."""
     block = triton.next_power_of_2(columns)
-    return block, min(16, max(1, block // 512))
+    rows = max(1, TILE // block)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(1, rows * block // 512))}
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        weight = weight.contiguous()
-        y = torch.empty_like(rows)
-        scale = torch.empty(len(rows), dtype=torch.float32, device=x.device)
-        block, warps = _shape(rows.shape[1])
-        if len(rows):
-            launch: Any = _forward[(len(rows),)]  # num_warps belongs to the launch, not to the kernel's signature
-            launch(rows, weight, y, scale, rows.shape[1], eps, BLOCK=block, num_warps=warps)
+        rows, weight = adjacent(x.reshape(-1, x.shape[-1])), weight.contiguous()
+        count, columns = rows.shape
+        y = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        scale = torch.empty(count, dtype=torch.float32, device=x.device)
+        cut = _cut(columns)
+        if count:
+            launch: Any = _forward[(triton.cdiv(count, cut["ROWS"]),)]  # num_warps is the launch's, not the kernel's
+            launch(rows, weight, y, scale, count, columns, rows.stride(0), eps, **cut)
         ctx.save_for_backward(rows, weight, scale)
         ctx.shape = x.shape
         return y.view(x.shape)
@@ -80,17 +90,18 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight, scale = ctx.saved_tensors
         count, columns = rows.shape
-        dx = torch.empty_like(rows)
+        dx = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         if not count:
             return dx.view(ctx.shape), torch.zeros_like(weight), None
-        each = -(-count // BACKWARD_PROGRAMS)
-        programs = -(-count // each)
+        cut = _cut(columns)
+        tiles = triton.cdiv(count, cut["ROWS"])
+        turns = triton.cdiv(tiles, BACKWARD_WARPS // cut["num_warps"])
+        programs = triton.cdiv(tiles, turns)
         partial = torch.empty(programs, columns, dtype=torch.float32, device=rows.device)
-        block, warps = _shape(columns)
+        given = adjacent(grad.reshape(rows.shape))
         launch: Any = _backward[(programs,)]
         launch(
-            grad.reshape(rows.shape).contiguous(), rows, weight, scale, dx, partial, count, columns, each,
-            BLOCK=block, num_warps=warps,
+            given, rows, weight, scale, dx, partial, count, columns, rows.stride(0), given.stride(0), turns, **cut
         )  # fmt: skip
         return dx.view(ctx.shape), partial.sum(0).to(weight.dtype), None
 

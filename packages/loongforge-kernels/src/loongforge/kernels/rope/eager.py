@@ -43,10 +43,15 @@ class _Rope(torch.autograd.Function):
         return _turn(grad, cos, sin, ctx.interleaved, -1), None, None, None
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """y like x; see the package."""
+def check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Fail for what no implementation turns."""
     assert 2 * cos.shape[-1] <= x.shape[-1], f"cos has {cos.shape[-1]} pairs, x only {x.shape[-1]} columns"
     assert not cos.requires_grad, "rope is differentiable in x alone"
     assert not sin.requires_grad, "rope is differentiable in x alone"
     assert torch.promote_types(x.dtype, cos.dtype) == cos.dtype, f"cos {cos.dtype} is narrower than x {x.dtype}"
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """y like x; see the package."""
+    check(x, cos, sin)
     return _Rope.apply(x, cos, sin, interleaved)
