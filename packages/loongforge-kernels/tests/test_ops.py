@@ -224,6 +224,21 @@ def test_linear_cross_entropy_runs_backward_twice():
     assert_close("weight", weight.grad, 2 * once, 1e-12)
 
 
+def test_a_broken_promise_is_seen_in_every_gradient():
+    """Kept, it changes nothing: by the same weights, by 0 for all, and by weights that are 0 for all."""
+    hidden, weight, mask = tensor(6, 4), tensor(9, 4, seed=1), torch.tensor([0.0, 1, 1, 3, 1, 0])
+
+    def gradients(token_weight: torch.Tensor, grad: torch.Tensor, **named: bool) -> tuple[torch.Tensor, ...]:
+        loss = linear_cross_entropy(hidden, weight, torch.arange(6), token_weight, **named)
+        return torch.autograd.grad(loss, (hidden, weight), grad.double())
+
+    for factor, grad in ((mask, 0.3 * mask), (mask, 0 * mask), (0 * mask, 0 * mask)):
+        for have, want in zip(gradients(factor, grad, proportional=True), gradients(factor, grad), strict=True):
+            assert torch.equal(have, want)
+    for factor, grad in ((mask, mask + 1e-3), (0 * mask, mask)):
+        assert all(have.isnan().all() for have in gradients(factor, grad, proportional=True))
+
+
 def test_a_mask_of_zeros_has_no_gradient():
     hidden, weight = tensor(6, 4), tensor(9, 4, seed=1)
     mask = torch.zeros(6)

@@ -66,8 +66,7 @@ def test_where_the_model_is_sure_every_digit_stays():
 
 
 @DTYPES
-@pytest.mark.parametrize("block_bytes", [1, None], ids=["blocks", "one block"])
-@pytest.mark.parametrize("weighted", ["mask", "promise", "surprise"])
+@pytest.mark.parametrize(("weighted", "block_bytes"), [("mask", None), ("promise", 1), ("surprise", 1)], ids=str)
 def test_linear_cross_entropy(block_bytes, weighted, dtype, monkeypatch):
     monkeypatch.setattr(rows, "BLOCK", 256)
     tokens, vocab = 37, 307
@@ -85,14 +84,6 @@ def test_linear_cross_entropy(block_bytes, weighted, dtype, monkeypatch):
     # bf16 logits are rounded once before the loss, and their gradient once: measured 5.2e-3 at most
     ratio = {torch.float32: 1e-6, torch.bfloat16: 1.2e-2}[dtype]
     assert_matches(partial(weighed, partial(linear_cross_entropy, **promised)), partial(weighed, truth), inputs, ratio)
-
-
-def test_a_broken_promise_is_seen_in_every_gradient():
-    hidden, weight = normal(6, 4, seed=1), normal(9, 4, seed=2)
-    loss = linear_cross_entropy(hidden, weight, torch.arange(6), proportional=True)
-    loss.backward(torch.tensor([1.0, 1, 1, 1, 1, 1.001]))
-    assert hidden.grad.isnan().all()
-    assert weight.grad.isnan().all()
 
 
 def shared(rank: int) -> None:

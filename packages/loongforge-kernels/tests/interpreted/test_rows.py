@@ -1,4 +1,4 @@
-"""The kernels that work on rows through Triton's interpreter against fp64: norm, gate and rotation."""
+"""The kernels that work on rows through Triton's interpreter against fp64: norm, gate and rotation; habits of all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from dsa_inputs import normal
 from torch import Tensor
 
+from loongforge.kernels.cross_entropy.reference import cross_entropy as cross_entropy_truth
+from loongforge.kernels.cross_entropy.triton import cross_entropy
+from loongforge.kernels.linear_cross_entropy.triton import linear_cross_entropy
 from loongforge.kernels.rms_norm import triton as norm
 from loongforge.kernels.rms_norm.reference import rms_norm as rms_norm_truth
 from loongforge.kernels.rms_norm.triton import rms_norm
@@ -79,3 +82,42 @@ def test_rope_takes_views_and_gradients_of_any_order(monkeypatch):
     expected = torch.autograd.grad(rope_truth(wide[..., 16:28], **turns), wide, grad.double())[0]
     assert_close("fused", found, expected, 4e-7)
     assert rope(keys[:0], **{name: angle[:0] for name, angle in turns.items()}).shape == (0, 2, 3, 12)
+
+
+TURNS = angles(5, 1, 1, 4)
+OPS = {
+    "rms_norm": (rms_norm, rms_norm_truth, {"x": (5, 3, 12), "weight": (12,)}),
+    "swiglu": (swiglu, swiglu_truth, {"x": (5, 3, 12)}),
+    "rope": (partial(rope, **TURNS), lambda x: rope_truth(x, **TURNS), {"x": (5, 2, 3, 12)}),
+    "cross_entropy": (
+        lambda x: cross_entropy(x, torch.tensor([1, -100, 0])),
+        lambda x: cross_entropy_truth(x, torch.tensor([1, -100, 0])),
+        {"x": (3, 7)},
+    ),
+    "linear_cross_entropy": (
+        lambda x, weight: linear_cross_entropy(x, weight, torch.tensor([1, -100, 0])),
+        lambda x, weight: cross_entropy_truth(x @ weight.t(), torch.tensor([1, -100, 0])),
+        {"x": (3, 6), "weight": (9, 6)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_autograd(name):
+    """A gradient of one number for all, a second backward pass, what is frozen, and no graph where none is asked."""
+    op, truth, shapes = OPS[name]
+    given = {key: normal(*shape, seed=number) for number, (key, shape) in enumerate(shapes.items())}
+    wide = {key: x.detach().double().requires_grad_() for key, x in given.items()}
+    total = op(**given).sum()
+    expected = torch.autograd.grad(truth(**wide).sum(), list(wide.values()))
+    for _ in range(2):
+        found = torch.autograd.grad(total, list(given.values()), retain_graph=True)
+        for key, have, want in zip(given, found, expected, strict=True):
+            assert_close(f"{name}, {key}", have, want, 1e-6)
+    for frozen in given if len(given) > 1 else ():
+        some = {key: x.detach() if key == frozen else x for key, x in given.items()}
+        left = [x for key, x in given.items() if key != frozen]
+        want = [x for key, x in zip(given, expected, strict=True) if key != frozen]
+        assert_close(f"{name} without {frozen}", torch.autograd.grad(op(**some).sum(), left)[0], want[0], 1e-6)
+    with torch.no_grad():
+        assert not op(**given).requires_grad

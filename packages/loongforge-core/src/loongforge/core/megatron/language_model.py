@@ -139,10 +139,10 @@ class LanguageModel(LanguageModule):
         """Tokens int64 `[B, S]` to hidden `[S, B, H]` before the last stage; position ids `[B, S]` or `[3, B, S]`.
 
         On the last stage the loss of every token, fp32 `[B, S]`; without labels the logits of this tensor parallel
-        rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says in what proportion the caller weights the losses; it changes
-        no result. `visual` goes to the first chunk alone: its features replace the embeddings at their positions. With
-        `ahead` the last stage's answer has one more dimension in front, `[1 + D, ...]`: the model's own, then each
-        depth's.
+        rank, `[B, S, V / tp]`. `loss_mask` `[B, S]` says in what proportion the caller weights the losses: it changes
+        no loss, but weighted otherwise they give gradients of NaN. `visual` goes to the first chunk alone: its features
+        replace the embeddings at their positions. With `ahead` the last stage's answer has one more dimension in
+        front, `[1 + D, ...]`: the model's own, then each depth's.
         """
         hidden = self._embed(tokens, position_ids, visual) if self.pre_process else None
         rotary = None if self.rotary is None else self.rotary(tokens, position_ids, packed)

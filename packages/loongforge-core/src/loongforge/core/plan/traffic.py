@@ -88,7 +88,8 @@ def _tensor(plan: Plan) -> int:
     """Shoeybi et al., "Megatron-LM" (2019): per layer one all-reduce after attention and one after the MLP, forward and
     backward. Sequence parallelism (Korthikanti et al., 2022) makes each an all-gather and a reduce-scatter, and gathers
     each block's input once more for the weight gradient. Recomputed blocks repeat their forward share. The embedding
-    adds one all-reduce on the first stage, the output layer one on the last; with one stage a rank sends both.
+    adds one all-reduce on the first stage, the output layer one on the last, or such a pair without once more, because
+    the loss computes both gradients ahead; with one stage a rank sends both.
     """
     layout = plan.layout
     if layout.tp == 1:
@@ -98,7 +99,7 @@ def _tensor(plan: Plan) -> int:
     plain = dense_layers(plan.geometry) / plan.geometry.num_layers
     if not _experts_gather(plan):
         mlp *= plain
-    ends = each if layout.pp == 1 else (3 if layout.sp else 2)
+    ends = 4 if layout.pp == 1 else 2
     per_microbatch = (layers * (attention + mlp) + ends) * _ring(layout.tp, _hidden(plan))
     return round(plan.num_microbatches * per_microbatch)
 
