@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,12 @@ import torch
 
 from loongforge.core.megatron.context_parallel import local_indices
 from loongforge.core.megatron.positions import Rotary, axes_of_pairs, frequencies
-from loongforge.core.megatron.rope import (
-    apply_rope,
-    apply_rope_packed,
-    unless_of_each_token,
-    unless_of_each_token_packed,
-)
+from loongforge.core.megatron.rope import Rotation, unless_of_each_token, unless_of_each_token_packed
 from loongforge.core.model.geometry import Llama3Scaling, TransformerGeometry
 
 WIDTH = 16
+apply_rope = Rotation()
+apply_rope_packed = apply_rope.packed
 
 
 def geometry(**options: Any) -> TransformerGeometry:
@@ -112,6 +110,22 @@ def test_a_packed_row_by_place_has_the_tokens_of_its_rank(rank: int) -> None:
     assert torch.equal(apply_rope_packed(query[index], torch.tensor(row.boundaries), whole, 3, rank), expected)
 
 
+def test_layers_share_cosines_and_sines() -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(query: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+        seen.append(cos)
+        return query
+
+    rotation, ends = Rotation(spy), torch.tensor([0, 3, 8])
+    angles, other = (torch.rand(8, 1, 1, WIDTH) for _ in range(2))
+    for freqs in (angles, angles, other):
+        rotation(torch.zeros(8, 1, 3, WIDTH), freqs)
+    for boundaries in (ends, ends, ends.clone()):
+        rotation.packed(torch.zeros(8, 3, WIDTH), boundaries, other)
+    assert [one is two for one, two in pairwise(seen)] == [True, False, False, True, False]
+
+
 def test_the_rotation_waits_for_no_device() -> None:
     """A tensor without data has no number to wait for."""
     query, ends = torch.empty(8, 3, WIDTH, device="meta"), torch.empty(3, dtype=torch.int32, device="meta")
@@ -155,7 +169,7 @@ def test_a_fused_rotation_gets_angles_by_place_alone() -> None:
         seen.append("fused")
         return query
 
-    plain, row = unless_of_each_token(fused), unless_of_each_token_packed(fused)
+    plain, row = unless_of_each_token(fused, apply_rope), unless_of_each_token_packed(fused, apply_rope)
     ends = torch.tensor([0, 4])
     plain(torch.zeros(4, 2, 3, WIDTH), torch.zeros(4, 1, 1, WIDTH), interleaved=False)
     row(torch.zeros(4, 3, WIDTH), ends, torch.zeros(4, 1, 1, WIDTH), cp_size=1, cp_rank=0, interleaved=False)

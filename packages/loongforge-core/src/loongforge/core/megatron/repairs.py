@@ -58,18 +58,15 @@ def _rotary_repairs() -> list[Substitution]:
     present = rope_utils.fused_apply_rotary_pos_emb
     if hasattr(present, ORIGINAL):
         return []  # installed already
-    turn = kernels().op("rope")  # by the device and dtype of what is turned
+    ours = rope.Rotation(kernels().op("rope"))  # by the device and dtype of what is turned
     if present is None:
         why = "the fused rotary embedding has no implementation without TransformerEngine; ours reads memory once"
         remove_when = "the implementation can be passed to the attention layer"
-        makers = (lambda _: partial(rope.apply_rope, turn=turn), lambda _: partial(rope.apply_rope_packed, turn=turn))
+        makers = (lambda _: partial(ours), lambda _: partial(ours.packed))
     else:
         why = "TransformerEngine's fused rotary embedding takes angles by place only, not each token's own"
         remove_when = "TransformerEngine takes angles [S, B, 1, R], and each token's own for packed rows"
-        makers = (
-            partial(rope.unless_of_each_token, turn=turn),
-            partial(rope.unless_of_each_token_packed, turn=turn),
-        )
+        makers = (partial(rope.unless_of_each_token, ours=ours), partial(rope.unless_of_each_token_packed, ours=ours))
     names = ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")
     return [
         Substitution(owner=rope_utils, name=name, make=make, why=why, remove_when=remove_when,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,32 +10,59 @@ import torch
 from loongforge.kernels.rope import rope
 
 Rope = Callable[..., torch.Tensor]
-"""An implementation of `loongforge.kernels.rope`."""
+"""Signature of `loongforge.kernels.rope`, or of megatron-core's hooks."""
 
 
-def apply_rope(query: torch.Tensor, freqs: torch.Tensor, interleaved: bool = False, turn: Rope = rope) -> torch.Tensor:
-    """Turn `[S, B, N, D]` by the angles `[S, 1 or B, 1, R]`, whose halves repeat (pairs repeat when interleaved)."""
-    pairs = freqs[..., ::2] if interleaved else freqs[..., : freqs.size(-1) // 2]
-    return turn(query, pairs.cos(), pairs.sin(), interleaved)
+class Rotation:
+    """Both forms, by one implementation of the op.
 
-
-def apply_rope_packed(
-    query: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    freqs: torch.Tensor,
-    cp_size: int = 1,
-    cp_rank: int = 0,
-    interleaved: bool = False,
-    turn: Rope = rope,
-) -> torch.Tensor:
-    """The same for packed rows `[T, N, D]`, T tokens of this rank.
-
-    Angles `[1, T, 1, R]` are each token's own; others are by place, and places begin at 0 in every segment.
+    Layers hand over the same angles one after the other: cosines and sines are made for the first of them, and all keep
+    the same ones for the backward pass.
     """
-    if of_each_token(query, freqs):
-        return apply_rope(query.unsqueeze(1), freqs.transpose(0, 1), interleaved, turn).squeeze(1)
-    own = freqs[_places(cu_seqlens, query.size(0), cp_size, cp_rank)]
-    return apply_rope(query.unsqueeze(1), own, interleaved, turn).squeeze(1)
+
+    def __init__(self, turn: Rope = rope) -> None:
+        self._turn = turn
+        self._made: tuple[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __call__(self, query: torch.Tensor, freqs: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+        """Turn `[S, B, N, D]` by the angles `[S, 1 or B, 1, R]`, whose halves repeat (pairs when interleaved)."""
+        return self._turn(query, *self._angles((freqs, interleaved), lambda: freqs), interleaved)
+
+    def packed(
+        self,
+        query: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        freqs: torch.Tensor,
+        cp_size: int = 1,
+        cp_rank: int = 0,
+        interleaved: bool = False,
+    ) -> torch.Tensor:
+        """The same for packed rows `[T, N, D]`, T tokens of this rank.
+
+        Angles `[1, T, 1, R]` are each token's own; others are by place, and places begin at 0 in every segment.
+        """
+
+        def own() -> torch.Tensor:
+            if of_each_token(query, freqs):
+                return freqs.transpose(0, 1)
+            return freqs[_places(cu_seqlens, query.size(0), cp_size, cp_rank)]
+
+        angles = self._angles((freqs, interleaved, cu_seqlens, query.size(0), cp_size, cp_rank), own)
+        return self._turn(query.unsqueeze(1), *angles, interleaved).squeeze(1)
+
+    def _angles(self, told: tuple[Any, ...], own: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every pair; `told`, the very objects or equal numbers, says what `own` would return."""
+        if self._made is None or not _same(self._made[0], told):
+            freqs, interleaved = own(), told[1]
+            pairs = freqs[..., ::2] if interleaved else freqs[..., : freqs.size(-1) // 2]
+            self._made = told, (pairs.cos(), pairs.sin())
+        return self._made[1]
+
+
+def _same(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
+    return len(left) == len(right) and all(
+        a is b or (isinstance(a, int) and a == b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def _places(ends: torch.Tensor, tokens: int, cp_size: int, cp_rank: int) -> torch.Tensor:
@@ -59,21 +85,19 @@ def of_each_token(query: torch.Tensor, freqs: torch.Tensor) -> bool:
     return freqs.size(1) == query.size(1 if query.dim() == 4 else 0) and freqs.size(1) > 1
 
 
-def unless_of_each_token(fused: Rope, turn: Rope = rope) -> Rope:
-    """`fused` with the signature of `apply_rope`, which stands in where angles are each token's own."""
+def unless_of_each_token(fused: Rope, ours: Rotation) -> Rope:
+    """`fused` with the signature of `Rotation`, which stands in where angles are each token's own."""
 
     def either(query: torch.Tensor, freqs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        ours = partial(apply_rope, turn=turn)
         return (ours if of_each_token(query, freqs) else fused)(query, freqs, *args, **kwargs)
 
     return either
 
 
-def unless_of_each_token_packed(fused: Rope, turn: Rope = rope) -> Rope:
+def unless_of_each_token_packed(fused: Rope, ours: Rotation) -> Rope:
     """The same for packed rows."""
 
     def either(query: torch.Tensor, ends: torch.Tensor, freqs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        ours = partial(apply_rope_packed, turn=turn)
-        return (ours if of_each_token(query, freqs) else fused)(query, ends, freqs, *args, **kwargs)
+        return (ours.packed if of_each_token(query, freqs) else fused)(query, ends, freqs, *args, **kwargs)
 
     return either

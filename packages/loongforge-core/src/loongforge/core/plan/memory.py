@@ -119,6 +119,8 @@ def chunks_in_flight(plan: Plan, stage: int) -> int:
 def _activations(plan: Plan, stage: int) -> int:
     kept, working = _chunk_activations(plan, stage)
     total = chunks_in_flight(plan, stage) * kept + working
+    if plan.geometry.latent is None:  # cosines and sines, which all layers share
+        total += _local_tokens(plan) // plan.micro_batch_size * plan.geometry.rotated_channels * FP32
     if stage == plan.layout.pp - 1:
         total += _head_activations(plan) + plan.geometry.prediction_layers * _further_activations(plan)
         total += min(_logit_bytes(plan), LOSS_BLOCK_BYTES)
@@ -153,13 +155,13 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     """Bytes one layer keeps for its backward pass, per micro-batch and rank.
 
     Per token, in elements: 4h (inputs and outputs of two norms; divided by tp under sequence parallelism), attention,
-    and the MLP or experts. Besides: fp32 cosines and sines of half a head for queries and for keys, one fp32 number per
-    norm and per head of the softmax, one byte per element for each dropout mask. Attention is torch's fused one, as on
-    accelerators; our CPU kernel keeps probabilities of short sequences on top.
+    and the MLP or experts. Besides: fp32 cosines and sines of latent attention (other layers share theirs), one fp32
+    number per norm and per head of the softmax, one byte per element for each dropout mask. Attention is torch's fused
+    one, as on accelerators; our CPU kernel keeps probabilities of short sequences on top.
     """
     geometry, layout = plan.geometry, plan.layout
     dropped, tokens = _dropped(plan), _local_tokens(plan)
-    head, heads = geometry.kv_channels, geometry.num_attention_heads / layout.tp
+    heads = geometry.num_attention_heads / layout.tp
     groups = max(geometry.num_query_groups / layout.tp, 1)
     split = layout.tp if layout.sp else 1
     whole = (2 if "layernorm" in dropped else 4) * geometry.hidden_size / split
@@ -167,7 +169,7 @@ def layer_activations(plan: Plan, *, experts: bool = False) -> int:
     wide = _expert_elements(plan) if experts else _mlp_elements(plan)
     normed = 2 if geometry.qk_norm_whole else heads + groups
     numbers = 2 / split + (0 if "core_attn" in dropped else heads) + normed * geometry.qk_layernorm
-    turned = 2 * head
+    turned = 0
     if geometry.latent is not None:
         numbers += 2 / split
         turned = 4 * geometry.latent.qk_rope_head_dim
