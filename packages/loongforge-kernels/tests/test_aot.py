@@ -135,17 +135,14 @@ def test_rms_norm(columns: int):
     assert check(both, *inputs, wgmma=False, ptx=(READ, WRITE)) == ["_forward", "_backward"]
 
 
-@pytest.mark.parametrize("columns", [768, 14336])  # an expert of Qwen3-30B-A3B; LLaMA-3-8B
-def test_swiglu(columns: int):
+def test_swiglu():
     from loongforge.kernels.swiglu.triton import swiglu
 
     def both(x: Tensor) -> None:
-        swiglu(x).backward(empty(T, columns))
+        swiglu(x).backward(empty(T, 768))
 
-    assert check(both, empty(T, 2 * columns).requires_grad_(), wgmma=False, ptx=(READ, WRITE)) == [
-        "_forward",
-        "_backward",
-    ]
+    experts = empty(T, 2 * 768).requires_grad_()  # of Qwen3-30B-A3B
+    assert check(both, experts, wgmma=False, ptx=(READ, WRITE)) == ["_forward", "_backward"]
 
 
 def test_rope():

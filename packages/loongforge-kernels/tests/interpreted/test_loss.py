@@ -87,9 +87,10 @@ def test_linear_cross_entropy(block_bytes, weighted, dtype, monkeypatch):
 
 
 def shared(rank: int) -> None:
-    """Two of the cases that `test_vocab_parallel.py` names."""
+    """Two of the cases that `test_vocab_parallel.py` names, on some tokens."""
     for dtype, case in ((torch.float32, "surprise"), (torch.bfloat16, "promise")):
-        test_vocab_parallel.compare(linear_cross_entropy, test_vocab_parallel.inputs(dtype), dist.group.WORLD, case)
+        given = {name: x if name == "weight" else x[:12] for name, x in test_vocab_parallel.inputs(dtype).items()}
+        test_vocab_parallel.compare(linear_cross_entropy, given, dist.group.WORLD, case)
 
 
 def test_ranks_that_share_a_vocabulary():

@@ -101,8 +101,8 @@ def _block_rows(tokens: int, weight: Tensor, job: Job) -> int:
 
 
 def _buffer(size: int, weight: Tensor) -> Tensor:
-    """Room for the logits of a block, `[size, V]`, rows a multiple of 128 bytes apart for products and loads."""
-    vocab, step = len(weight), 128 // weight.element_size()
+    """Room for the logits of a block, `[size, V]`; on an accelerator rows are a multiple of 128 bytes apart."""
+    vocab, step = len(weight), 1 if weight.device.type == "cpu" else 128 // weight.element_size()
     return torch.empty(size, -(-vocab // step) * step, dtype=weight.dtype, device=weight.device)[:, :vocab]
 
 
