@@ -40,7 +40,7 @@ def test_without_transformer_engine_the_layers_are_ours_and_say_so(cuda: Any, mo
     assert layers.core_attention.keywords["causal_attention"] is None  # torch's own, which has fused kernels there
     assert layers.uneven_gather
     said = [f"{op}: using triton" for op in ("rms_norm", "swiglu", "rope", "linear_cross_entropy")]
-    assert list(layers.ops) == [*said, "packed_attention: using XXX"]
+    assert list(layers.ops) == [*said, "packed_attention: using varlen"]
     assert layers.linear_cross_entropy.__module__ == "loongforge.kernels.linear_cross_entropy.triton"
 
 
