@@ -13,7 +13,7 @@ import pytest
 
 from loongforge.core.plan import Plan, count_parameters, report, stage_parameters
 from loongforge.core.plan.compute import flops_per_token, pipeline_bubble
-from loongforge.core.plan.memory import chunks_in_flight, stage_memory
+from loongforge.core.plan.memory import LOSS_BLOCK_BYTES, chunks_in_flight, stage_memory
 from loongforge.core.plan.traffic import traffic
 
 HERE = Path(__file__).parent
@@ -144,6 +144,20 @@ def test_state_of_other_precisions():
     assert (low.weights, low.gradients, low.optimizer) == (2 * held, 2 * held, 16 * held)
     frozen = stage_memory(planned(freeze=True, lr=0.0))[0]
     assert (frozen.gradients, frozen.optimizer) == (0, 0)
+
+
+def test_logits_are_counted_by_the_block_that_the_loss_has():
+    from loongforge.kernels.linear_cross_entropy.blocks import ACCELERATOR_BLOCK_BYTES
+
+    def last(vocab: int, **options: Any) -> int:
+        tied = {"tie_word_embeddings": True, "vocab_size": vocab, "seq_length": 4096}
+        return stage_memory(planned(**tied, **options))[0].activations
+
+    assert LOSS_BLOCK_BYTES == ACCELERATOR_BLOCK_BYTES
+    small, large = 2**16, 2**18  # half a block in bf16, and two
+    whole, block = 4096 * small * 2, ACCELERATOR_BLOCK_BYTES
+    assert last(large) - last(small) == (block - whole) + 64 * (large * 4 - small * 2)  # its gradient is summed in fp32
+    assert last(large, freeze=True, lr=0.0) - last(small, freeze=True, lr=0.0) == block - whole
 
 
 def test_recompute_trades_memory():

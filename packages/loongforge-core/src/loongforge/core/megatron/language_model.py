@@ -66,9 +66,7 @@ class OutputLayer(tensor_parallel.ColumnParallelLinear):
             shared = {"tp_group": group, "tp_rows": self.rows, "sum_hidden": not self.sequence_parallel}
         if self.sequence_parallel:
             input_ = gather_from_sequence_parallel_region(input_, group=group)
-        losses = self.linear_cross_entropy(
-            input_, matrix, labels.t(), mask, proportional=mask is not None, **shared
-        )  # fmt: skip
+        losses = self.linear_cross_entropy(input_, matrix, labels.t(), mask, proportional=mask is not None, **shared)
         return losses.t(), None
 
 
