@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from device import fp32
 from dsa_inputs import normal
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from loongforge.kernels.swiglu.reference import swiglu as swiglu_truth
 from loongforge.kernels.swiglu.triton import swiglu
 from loongforge.kernels.testing import assert_close, assert_matches
 
-RATIO = {torch.float32: 4e-7, torch.bfloat16: 4e-3}
+RATIO = {torch.float32: fp32(4e-7), torch.bfloat16: 4e-3}
 """Measured 1.6e-7 and 1.7e-3 at most: every result is rounded once."""
 DTYPES = pytest.mark.parametrize("dtype", RATIO, ids=str)
 
@@ -44,7 +45,7 @@ def test_rms_norm_takes_views(monkeypatch):
     fused, weight = normal(5, 2, 3, 40, seed=1, grad=False), normal(12, seed=2)
     keys = fused[..., 16:28].requires_grad_()
     monkeypatch.setattr(norm, "adjacent", lambda x: x if x.stride(1) == 1 else pytest.fail("a copy"))
-    assert_matches(rms_norm, rms_norm_truth, {"x": keys, "weight": weight}, 4e-7)
+    assert_matches(rms_norm, rms_norm_truth, {"x": keys, "weight": weight}, RATIO[torch.float32])
     half = keys.detach().bfloat16().requires_grad_()
     assert_matches(rms_norm, rms_norm_truth, {"x": half, "weight": weight}, RATIO[torch.bfloat16])
     assert rms_norm(torch.empty(0, 4), torch.ones(4)).shape == (0, 4)
@@ -52,7 +53,7 @@ def test_rms_norm_takes_views(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 10), (2, 4, 66), (5, 2100), (17, 1536)], ids=str)
 def test_swiglu(shape):
-    assert_matches(swiglu, swiglu_truth, {"x": normal(*shape, seed=1)}, 4e-7)
+    assert_matches(swiglu, swiglu_truth, {"x": normal(*shape, seed=1)}, RATIO[torch.float32])
     assert swiglu(torch.empty(0, 4)).shape == (0, 2)
 
 
@@ -68,7 +69,7 @@ def test_rope(columns, pairs, batch, interleaved, dtype):
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 3, 2, 2, 4)], ids=str)
 def test_rope_of_other_dimensions(shape):
     turns = angles(*shape[:-1], 2)
-    assert_matches(rope, rope_truth, {"x": normal(*shape, seed=1), **turns}, 4e-7)
+    assert_matches(rope, rope_truth, {"x": normal(*shape, seed=1), **turns}, RATIO[torch.float32])
 
 
 def test_rope_takes_views_and_gradients_of_any_order(monkeypatch):
@@ -80,7 +81,7 @@ def test_rope_takes_views_and_gradients_of_any_order(monkeypatch):
     found = torch.autograd.grad(rope(keys, **turns), fused, grad)[0]
     wide = fused.detach().double().requires_grad_()
     expected = torch.autograd.grad(rope_truth(wide[..., 16:28], **turns), wide, grad.double())[0]
-    assert_close("fused", found, expected, 4e-7)
+    assert_close("fused", found, expected, RATIO[torch.float32])
     assert rope(keys[:0], **{name: angle[:0] for name, angle in turns.items()}).shape == (0, 2, 3, 12)
 
 
@@ -113,11 +114,11 @@ def test_autograd(name):
     for _ in range(2):
         found = torch.autograd.grad(total, list(given.values()), retain_graph=True)
         for key, have, want in zip(given, found, expected, strict=True):
-            assert_close(f"{name}, {key}", have, want, 1e-6)
+            assert_close(f"{name}, {key}", have, want, fp32(1e-6))
     for frozen in given if len(given) > 1 else ():
         some = {key: x.detach() if key == frozen else x for key, x in given.items()}
         left = [x for key, x in given.items() if key != frozen]
         want = [x for key, x in zip(given, expected, strict=True) if key != frozen]
-        assert_close(f"{name} without {frozen}", torch.autograd.grad(op(**some).sum(), left)[0], want[0], 1e-6)
+        assert_close(f"{name} without {frozen}", torch.autograd.grad(op(**some).sum(), left)[0], want[0], fp32(1e-6))
     with torch.no_grad():
         assert not op(**given).requires_grad
