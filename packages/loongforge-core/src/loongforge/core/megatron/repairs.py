@@ -19,6 +19,8 @@ def repairs() -> tuple[Substitution, ...]:
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.tensor_parallel import random
 
+    from loongforge.core.megatron import many_tensors
+
     found: list[Substitution] = []
     if not random.HAVE_TE:
         why = "selective recompute asks TransformerEngine whether FP8 is on, and the name is absent without it"
@@ -34,7 +36,7 @@ def repairs() -> tuple[Substitution, ...]:
                 ("fp8_autocast", lambda original: lambda *args, **kwargs: contextlib.nullcontext()),
             )
         ]
-    found += _rotary_repairs()
+    found += (*_rotary_repairs(), *many_tensors.substitutions())
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         found.append(
             Substitution(

@@ -216,7 +216,8 @@ def _global_means(plan: Plan, local_sums: list[torch.Tensor], world: World) -> t
             sums += local
     if world.size > 1:
         dist.all_reduce(sums)
-    return [total / count if count else 0.0 for total, count in sums.tolist()], int(sums[0, 1])
+    rows = sums.tolist()  # one wait for the device
+    return [total / count if count else 0.0 for total, count in rows], int(rows[0][1])
 
 
 def global_norm(plan: Plan, world: World, training: Training) -> float:

@@ -190,7 +190,7 @@ def build_optimizer(
     optimizer = get_megatron_optimizer(
         config, modules, config_overrides=overrides, pg_collection=groups, use_gloo_process_groups=groups is None
     )
-    if world.platform.device_type in ("cpu", "cuda"):
+    if world.platform.device_type in ("cpu", "cuda"):  # what torch has the fused one for
         fuse_adamw(optimizer)
     _own_gradients(optimizer)
     return optimizer
