@@ -71,7 +71,7 @@ class Layers:
 def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
     """TransformerEngine where the platform says it runs, ours elsewhere."""
     ops = ops_for(platform, dtype)
-    uneven_gather = platform.backend != "gloo"
+    uneven_gather, activation = platform.backend != "gloo", partial(GatedActivation, swiglu=ops.swiglu)
     together: dict[str, Any] = {
         "grouped_experts": platform.device_type == "cuda" and dtype == torch.bfloat16,
         "grouped": cache(partial(grouped_ops, platform.device_type, dtype)),
@@ -88,9 +88,9 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
         # Norm and linear stay separate modules, so that names and checkpoints equal the torch backend's.
         return Layers(
             name="transformer_engine", reason="transformer-engine is installed", column_linear=TEColumnParallelLinear,
-            row_linear=TERowParallelLinear, norm=TENorm, core_attention=TEDotProductAttention, activation=None,
+            row_linear=TERowParallelLinear, norm=TENorm, core_attention=TEDotProductAttention, activation=activation,
             linear_cross_entropy=ops.linear_cross_entropy, uneven_gather=uneven_gather,
-            ops=(ops.lines["linear_cross_entropy"],), **together,
+            ops=(ops.lines["swiglu"], ops.lines["linear_cross_entropy"]), **together,
         )  # fmt: skip
     reason = f"platform {platform.name}" if platform.device_type == "cpu" else "transformer-engine is not installed"
     return Layers(
@@ -99,7 +99,7 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
         core_attention=partial(
             SDPAttention, causal_attention=ops.causal_attention, packed_attention=ops.packed_attention
         ),
-        activation=partial(GatedActivation, swiglu=ops.swiglu), linear_cross_entropy=ops.linear_cross_entropy,
+        activation=activation, linear_cross_entropy=ops.linear_cross_entropy,
         uneven_gather=uneven_gather, ops=tuple(ops.lines.values()), **together,
     )  # fmt: skip
 
