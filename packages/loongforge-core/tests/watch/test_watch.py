@@ -314,3 +314,18 @@ def test_watching_imports_no_torch():
 
     assert "torch" not in loaded("from loongforge.core.watch import Watch, spec")
     assert "torch" in loaded("import torch")  # the check can fail
+
+
+def test_choices_with_the_same_reasons_stand_in_one_line() -> None:
+    from loongforge.core.watch.announce import kernel_lines
+
+    dense = SimpleNamespace(geometry=SimpleNamespace(experts=None, delta=None))
+    chosen = (
+        "norm: fast refused (needs cuda); using plain",
+        "loss: using fast",
+        "rope: fast refused (needs cuda); using plain",
+    )
+    assert kernel_lines(dense, SimpleNamespace(layers=SimpleNamespace(ops=chosen))) == [  # pyright: ignore
+        "Kernel norm, rope: fast refused (needs cuda); using plain.",
+        "Kernel loss: using fast.",
+    ]

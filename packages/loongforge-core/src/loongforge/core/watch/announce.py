@@ -17,18 +17,26 @@ if TYPE_CHECKING:
     from loongforge.core.platform import Choice
 
 
+def kernel_lines(plan: Plan, model: Model) -> list[str]:
+    """A line for every choice and its reasons, with the ops that it was made for."""
+    lines = list(model.layers.ops)
+    if plan.geometry.experts is not None and model.layers.groups_experts(plan.config.moe):
+        lines.append(model.layers.grouped().line)
+    if plan.geometry.delta is not None:
+        lines += model.layers.delta().lines
+    ops: dict[str, list[str]] = {}
+    for op, _, choice in (line.partition(": ") for line in lines):
+        ops.setdefault(choice, []).append(op)
+    return [f"Kernel {', '.join(named)}: {choice}." for choice, named in ops.items()]
+
+
 def announce(watch: Watch, plan: Plan, choice: Choice, model: Model, data: Data, notes: list[str]) -> None:
     """Say once what was chosen and why."""
     encoder = f", encoder {plan.encoder}" if plan.encoder else ""
     watch.note(f"Platform {choice.name} ({choice.reason}), layout: {plan.layout}{encoder}.")
     watch.note(f"Layers: {model.layers.name} ({model.layers.reason}).")
-    for line in model.layers.ops:
-        watch.note(f"Kernel {line}.")
-    if plan.geometry.experts is not None and model.layers.groups_experts(plan.config.moe):
-        watch.note(f"Kernel {model.layers.grouped().line}.")
-    if plan.geometry.delta is not None:
-        for line in model.layers.delta().lines:
-            watch.note(f"Kernel {line}.")
+    for line in kernel_lines(plan, model):
+        watch.note(line)
     if (line := route_line(plan)) is not None:
         watch.note(f"Kernel {line}")
     for line in table(model.parts):
