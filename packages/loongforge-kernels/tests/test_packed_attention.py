@@ -39,14 +39,15 @@ def inputs(shape: Any, dtype: torch.dtype) -> tuple[list[torch.Tensor], Parts]:
 @pytest.mark.parametrize("dtype", RATIO, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("impl", [eager, sdpa], ids=["eager", "sdpa"])
-def test_output_and_gradients(impl: Any, shape: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "whole"])
+def test_output_and_gradients(impl: Any, causal: bool, shape: Any, dtype: torch.dtype) -> None:
     (query, key, value, grad), parts = inputs(shape, dtype)
     scale = 0.7 * shape[2] ** -0.5
     with poison():
-        output = impl.packed_attention(query, key, value, parts, scale)
+        output = impl.packed_attention(query, key, value, parts, scale, causal)
         found = torch.autograd.grad(output, (query, key, value), grad)
     wide = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
-    expected = truth(*wide, parts, scale)
+    expected = truth(*wide, parts, scale, causal)
     assert output.dtype == dtype
     assert_close("output", output, expected, RATIO[dtype])
     gradients = torch.autograd.grad(expected, wide, grad.double())
@@ -93,22 +94,23 @@ class TestVarlen:
             cu_seq_k: torch.Tensor, max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], **rest: Any,
         ) -> torch.Tensor:  # fmt: skip
             assert set(rest) <= set(names)
-            assert window_size == (-1, 0)
+            assert window_size in ((-1, 0), (-1, -1))
             assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
             parts = Parts.of(cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist(), CPU)
             assert (max_q, max_k) == (max(parts.queries), max(parts.keys))
             assert key.shape[1] == query.shape[1] or rest == {"enable_gqa": True} or "enable_gqa" not in names
-            return truth(query, key, value, parts, scale)
+            return truth(query, key, value, parts, scale, window_size == (-1, 0))
 
         monkeypatch.setattr(varlen, "varlen_attn", stand_in)
         monkeypatch.setattr(varlen, "signature", lambda _: inspect.signature(module.varlen_attn))
         return varlen
 
+    @pytest.mark.parametrize("causal", [True, False], ids=["causal", "whole"])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_asks_for_what_the_op_is(self, varlen: Any, shape: Any) -> None:
+    def test_asks_for_what_the_op_is(self, varlen: Any, shape: Any, causal: bool) -> None:
         (query, key, value, _), parts = inputs(shape, torch.float32)
-        found = varlen.packed_attention(query, key, value, parts, 0.3)
-        assert torch.equal(found, truth(query, key, value, parts, 0.3))
+        found = varlen.packed_attention(query, key, value, parts, 0.3, causal)
+        assert torch.equal(found, truth(query, key, value, parts, 0.3, causal))
 
     def test_heads_that_are_too_wide_are_refused(self, varlen: Any) -> None:
         query = torch.zeros(1, 1, 257)
@@ -123,17 +125,18 @@ class TestVarlen:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "whole"])
 @pytest.mark.parametrize("shape", [(6, 2, 64, (37, 1, 70), (37, 1, 70)), (4, 4, 128, (5, 66, 3), (9, 130, 3))], ids=str)
-def test_varlen_on_a_gpu(shape: Any) -> None:
+def test_varlen_on_a_gpu(shape: Any, causal: bool) -> None:
     (query, key, value, grad), parts = inputs(shape, torch.bfloat16)
     there = [tensor.detach().cuda().requires_grad_() for tensor in (query, key, value)]
     parts = Parts.of(parts.queries, parts.keys, torch.device("cuda"))
     choice = Registry.installed().choose("packed_attention", "cuda", torch.bfloat16)
     assert choice.spec.impl == "varlen"
-    output = choice.call(*there, parts, shape[2] ** -0.5)
+    output = choice.call(*there, parts, shape[2] ** -0.5, causal)
     found = torch.autograd.grad(output, there, grad.detach().cuda())
     wide = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
-    expected = truth(*wide, Parts.of(parts.queries, parts.keys, CPU), 1 / math.sqrt(shape[2]))
+    expected = truth(*wide, Parts.of(parts.queries, parts.keys, CPU), 1 / math.sqrt(shape[2]), causal)
     gradients = torch.autograd.grad(expected, wide, grad.double())
     for name, mine, theirs in zip(
         ("output", "query", "key", "value"), (output, *found), (expected, *gradients), strict=True

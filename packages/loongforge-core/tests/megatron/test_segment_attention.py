@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from loongforge.kernels.packed_attention.reference import packed_attention
+
 HEADS, WIDTH = 3, 8
 
 ROWS: dict[str, list[int]] = {
@@ -47,26 +49,32 @@ def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, numbers:
     return F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask).permute(2, 0, 1, 3).flatten(2)
 
 
-def attention(layer_number: int) -> Any:
+def attention(layer_number: int, **options: Any) -> Any:
     from megatron.core.transformer.enums import AttnMaskType
 
     from loongforge.core.megatron.segment_attention import SegmentAttention
 
     groups: Any = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))
     return SegmentAttention(
-        SimpleNamespace(attention_dropout=0.0), layer_number, AttnMaskType.no_mask, "self", pg_collection=groups
+        SimpleNamespace(attention_dropout=0.0),
+        layer_number,
+        AttnMaskType.no_mask,
+        "self",
+        pg_collection=groups,
+        **options,
     )
 
 
+@pytest.mark.parametrize("kernel", [None, packed_attention], ids=["by length", "all at once"])
 @pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS)
-def test_equals_a_mask(lengths: list[int], scattered: bool) -> None:
+def test_equals_a_mask(lengths: list[int], scattered: bool, kernel: Any) -> None:
     from loongforge.core.megatron.segment_attention import SegmentedRow, Segments
 
     numbers = numbers_of(lengths, scattered)
     row = SegmentedRow(qkv_format="sbhd", frames=Segments.of(numbers, torch.device("cpu")))
     query, key, value, factor = tensors(len(numbers))
-    ours = attention(1)(query, key, value, None, packed_seq_params=row)
+    ours = attention(1, packed_attention=kernel)(query, key, value, None, packed_seq_params=row)
     right = masked(query, key, value, numbers)
     # Measured: 4e-7 at values up to 2 and gradients up to 4; sums in another order.
     torch.testing.assert_close(ours, right, rtol=0, atol=4e-6)

@@ -19,7 +19,6 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from loongforge.core.config.run import ComponentParallel
 from loongforge.core.errors import ConfigError
-from loongforge.core.megatron.segment_attention import SegmentAttention
 from loongforge.core.megatron.transformer_config import compute_type
 from loongforge.core.model.geometry import EncoderGeometry, ProjectorGeometry
 
@@ -105,7 +104,9 @@ def encoder_block(config: TransformerConfig, layers: Layers) -> TransformerBlock
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.no_mask},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=layers.column_linear, core_attention=SegmentAttention, linear_proj=layers.row_linear
+                    linear_qkv=layers.column_linear,
+                    core_attention=layers.segment_attention,
+                    linear_proj=layers.row_linear,
                 ),
             ),
             self_attn_bda=add,

@@ -33,8 +33,15 @@ class Ops:
     causal_attention: Callable[..., torch.Tensor] | None
     """None where torch's own attention is used: on accelerators, which have fused kernels."""
     packed_attention: Callable[..., torch.Tensor]
+    segment_attention: Callable[..., torch.Tensor] | None
+    """`packed_attention` for an encoder's frames where it is one launch; None where it goes from part to part: parts of
+    one length are better called together."""
     lines: dict[str, str]
     """What was chosen for each and why."""
+
+
+BY_PART = ("reference", "sdpa", "eager")
+"""Implementations of `packed_attention` that go from part to part."""
 
 
 def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
@@ -52,5 +59,6 @@ def ops_for(platform: Platform, dtype: torch.dtype) -> Ops:
         linear_cross_entropy=calls["linear_cross_entropy"],
         causal_attention=calls.get("causal_attention"),
         packed_attention=calls["packed_attention"],
+        segment_attention=None if chosen["packed_attention"].spec.impl in BY_PART else calls["packed_attention"],
         lines={name: choice.line() for name, choice in chosen.items()},
     )

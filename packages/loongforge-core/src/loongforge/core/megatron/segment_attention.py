@@ -6,6 +6,7 @@ megatron-core; its layers hand `packed_seq_params` down to core attention unread
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+
+from loongforge.kernels.packed_attention import Parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class Segments:
     """int64 `[T]` from the row's order to the arranged one; None where they are the same."""
     back: torch.Tensor | None
     """int64 `[T]`, the inverse."""
+    parts: Parts
+    """The same segments, one by one, for a kernel that takes them all."""
 
     @classmethod
     def of(cls, numbers: torch.Tensor, device: torch.device) -> Segments:
@@ -40,20 +45,37 @@ class Segments:
         arranged = torch.argsort(sizes, descending=True, stable=True)
         lengths = ((length, len(list(run))) for length, run in groupby(sizes[arranged].tolist()))
         shapes = tuple((count, int(length)) for length, count in lengths)
+        parts = Parts.of(sizes[arranged].tolist(), sizes[arranged].tolist(), device)
         place = torch.argsort(arranged)  # of each segment among the arranged ones
         order = torch.argsort(place[numbers], stable=True)
         if torch.equal(order, torch.arange(len(order))):
-            return cls(shapes=shapes, order=None, back=None)
-        return cls(shapes=shapes, order=order.to(device), back=torch.argsort(order).to(device))
+            return cls(shapes=shapes, order=None, back=None, parts=parts)
+        return cls(shapes=shapes, order=order.to(device), back=torch.argsort(order).to(device), parts=parts)
 
     def arranged(self) -> Segments:
         """The segments of the row that `order` makes of this one."""
-        return Segments(shapes=self.shapes, order=None, back=None)
+        return Segments(shapes=self.shapes, order=None, back=None, parts=self.parts)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-        """`[T, N, D]` each to `[T, N, D]`; no token sees another segment."""
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None,
+        packed_attention: Callable[..., torch.Tensor] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """`[T, N, D]` each to `[T, N, D]`; no token sees another segment.
+
+        `packed_attention` takes all segments in one launch; without it those of one length are a call of torch's.
+        """
         if self.order is not None:
             query, key, value = (tensor[self.order] for tensor in (query, key, value))
+        if packed_attention is None:
+            row = self._by_length(query, key, value, scale)
+        else:
+            scale = query.size(-1) ** -0.5 if scale is None else scale
+            row = packed_attention(query, key, value, self.parts, scale, causal=False)
+        return row if self.back is None else row[self.back]
+
+    def _by_length(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
         sizes = [count * length for count, length in self.shapes]
         outputs: list[torch.Tensor] = []
         parts = zip(*(tensor.split(sizes) for tensor in (query, key, value)), strict=True)
@@ -61,8 +83,7 @@ class Segments:
             split = [tensor.unflatten(0, (count, length)).transpose(1, 2) for tensor in tensors]
             output = F.scaled_dot_product_attention(split[0], split[1], split[2], scale=scale)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
-        row = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return row if self.back is None else row[self.back]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 @dataclass
@@ -87,8 +108,10 @@ class SegmentAttention(MegatronModule):
     """Core attention of an encoder; a drop-in for `SelfAttention`'s. No dropout and no context parallelism."""
 
     def __init__(self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
-                 softmax_scale: float | None = None, pg_collection: Any = None, **_: Any) -> None:  # fmt: skip
+                 softmax_scale: float | None = None, pg_collection: Any = None,
+                 packed_attention: Callable[..., torch.Tensor] | None = None, **_: Any) -> None:  # fmt: skip
         super().__init__(config=config)
+        self.packed_attention = packed_attention
         assert attn_mask_type is AttnMaskType.no_mask, "segments attend in both directions"
         assert config.attention_dropout == 0, "an encoder has no dropout"
         assert pg_collection.cp.size() == 1, "an encoder spreads whole images over ranks"
@@ -100,5 +123,5 @@ class SegmentAttention(MegatronModule):
         assert attention_mask is None, "segments stand in for a mask"
         assert isinstance(packed_seq_params, SegmentedRow), "the row of an encoder comes as SegmentedRow"
         segments = packed_seq_params.of_layer(self.layer_number)
-        row = segments.attend(query.squeeze(1), key.squeeze(1), value.squeeze(1), self.scale)
+        row = segments.attend(query.squeeze(1), key.squeeze(1), value.squeeze(1), self.scale, self.packed_attention)
         return row.flatten(1).unsqueeze(1)

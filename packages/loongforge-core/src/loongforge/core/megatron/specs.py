@@ -33,6 +33,7 @@ from loongforge.core.megatron.grouped_experts import GroupedOps, grouped_ops
 from loongforge.core.megatron.latent_attention import latent_attention_spec
 from loongforge.core.megatron.layers import GatedActivation, Norm, RowLinear, SDPAttention
 from loongforge.core.megatron.ops import ops_for
+from loongforge.core.megatron.segment_attention import SegmentAttention
 from loongforge.core.megatron.whole_norm import WholeNorm, WholeNormAttention
 from loongforge.core.model.geometry import TransformerGeometry
 from loongforge.core.platform import Platform
@@ -48,6 +49,8 @@ class Layers:
     row_linear: Any
     norm: Any
     core_attention: Any
+    segment_attention: Any
+    """Core attention of encoders."""
     activation: Any
     """Builds the gated activation of the MLP; None leaves it to megatron-core."""
     linear_cross_entropy: Any
@@ -75,6 +78,7 @@ def layers_for(platform: Platform, dtype: torch.dtype) -> Layers:
     together: dict[str, Any] = {
         "grouped_experts": platform.device_type == "cuda" and dtype == torch.bfloat16,
         "grouped": cache(partial(grouped_ops, platform.device_type, dtype)),
+        "segment_attention": partial(SegmentAttention, packed_attention=ops.segment_attention),
         "delta": cache(partial(delta_ops, platform.device_type, dtype)),
     }
     if "te" in platform.capabilities():
