@@ -1,7 +1,7 @@
 """A training step on a GPU that is only imagined: every line of the step's host side runs, no number is computed.
 
-Tensors of the device are fake (`FakeTensorMode`: shapes and dtypes alone); what is on the host is real. Each place where
-the host waits for the device, copies to it, launches a Triton kernel or calls an op of ours is written down.
+Tensors of the device are fake (`FakeTensorMode`: shapes and dtypes alone); what is on the host is real. Each place
+where the host waits for the device, copies to it, launches a Triton kernel or calls an op of ours is written down.
 
 Run as a program, which has a process of its own because all it needs is global: cases as JSON `{name: flags}` on its
 standard input, `{name: Record or error}` in the file of its argument. Each case runs in a process forked from this one.
@@ -65,9 +65,13 @@ def place() -> str:
     """The innermost line of ours or of megatron-core's that is at work; the autograd engine has none."""
     for frame in reversed(traceback.extract_stack()):
         for root in ("/loongforge/", "/megatron/core/"):
-            if root in frame.filename and not any(part in frame.filename for part in ("/tests/", "cpu_runtime.py")):
+            if root in frame.filename and not any(part in frame.filename for part in PASSED_OVER):
                 return f"{root[1:]}{frame.filename.rpartition(root)[2]} {frame.name}"
     return "torch"
+
+
+PASSED_OVER = ("/tests/", "/cpu_runtime.py", "/sending.py")
+"""What sends for others."""
 
 
 class Imagination(FakeTensorMode):
@@ -193,6 +197,7 @@ def imagine() -> Imagined:
     from loongforge.core.megatron.start import preload
 
     preload(platform)
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
     _collect_without_a_group()
     _write_down_launches()
     return platform

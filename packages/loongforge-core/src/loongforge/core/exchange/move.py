@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from loongforge.core.exchange.route import Route, shares
+from loongforge.core.platform.sending import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,10 @@ class Carrier:
             block=block,
             rows=rows,
             start=shares(rows, block.size())[block.rank()],
-            send=torch.from_numpy(route.offset[out]).to(device),
+            send=sent(torch.from_numpy(route.offset[out]), device),
             sent=np.bincount(route.target[out], minlength=size).tolist(),
             received=np.bincount(senders, minlength=size).tolist(),
-            order=torch.from_numpy(order).to(device),
+            order=sent(torch.from_numpy(order), device),
             scenes=route.scene[mine],
             hidden=route.hidden[mine],
         )

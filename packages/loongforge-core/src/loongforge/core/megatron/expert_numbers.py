@@ -44,7 +44,8 @@ def weigh_layer_losses(config: Any, loss_tokens: int, tokens: int) -> None:
     It is multiplied by all tokens, by megatron-core or where it is made, and every gradient is divided by the tokens
     that count in the loss: the weight is the share of these. `loss_tokens` of `tokens` count, over the global batch.
     """
-    share = loss_tokens / tokens
+    # On the device already, where megatron-core would send a number and wait with every micro-batch.
+    share = torch.full((1,), loss_tokens / tokens, device=torch.cuda.current_device())
     config.moe_grad_scale_func = lambda: share
 
 

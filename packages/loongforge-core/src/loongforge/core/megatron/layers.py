@@ -22,7 +22,8 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 
-from loongforge.core.megatron.row_parts import RowParts
+from loongforge.core.megatron.row_parts import RowParts, Sight
+from loongforge.core.platform.sending import sent
 from loongforge.kernels.packed_attention import sdpa
 
 RmsNorm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -105,11 +106,13 @@ class PackedRow(PackedSeqParams):
     boundaries: tuple[int, ...] = ()
     shared: dict[tuple[int, int], RowParts] = field(default_factory=dict)
     """The parts as a context parallel rank (rank, size) has them, made by the first layer that asks."""
+    sights: dict[tuple[int, int], Sight] = field(default_factory=dict)
+    """The same for what layers with chosen keys ask for."""
 
     @classmethod
     def of(cls, boundaries: tuple[int, ...], device: torch.device) -> PackedRow:
         """A row whose segments end at `boundaries` (global, before context parallel splitting)."""
-        ends = torch.tensor(boundaries, dtype=torch.int32, device=device)
+        ends = sent(torch.tensor(boundaries, dtype=torch.int32), device)
         longest = max(end - start for start, end in pairwise(boundaries))
         return cls(
             qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest,
@@ -121,6 +124,12 @@ class PackedRow(PackedSeqParams):
         if (rank, size) not in self.shared:
             self.shared[rank, size] = RowParts.of(self.boundaries, rank, size, device)
         return self.shared[rank, size]
+
+    def sight(self, rank: int, size: int, device: torch.device) -> Sight:
+        """The keys that each token of a context parallel rank may see."""
+        if (rank, size) not in self.sights:
+            self.sights[rank, size] = Sight.of(self.boundaries, rank, size, device)
+        return self.sights[rank, size]
 
 
 class SDPAttention(MegatronModule):

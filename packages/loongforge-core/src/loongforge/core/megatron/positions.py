@@ -62,7 +62,7 @@ class Rotary:
             self._move(device)
             places = torch.arange(length, device=device, dtype=torch.float32)
             if self.cp.size() > 1 and not packed:
-                places = places[local_indices((0, length), self.cp.rank(), self.cp.size()).to(device)]
+                places = places[local_indices((0, length), self.cp.rank(), self.cp.size(), device)]
             self._table = key, _repeat_halves(torch.outer(places, self.frequencies)[:, None, None])
         return self._table[1]
 

@@ -101,3 +101,15 @@ def unless_of_each_token_packed(fused: Rope, ours: Rotation) -> Rope:
         return (ours.packed if of_each_token(query, freqs) else fused)(query, ends, freqs, *args, **kwargs)
 
     return either
+
+
+def unfused_packed(
+    tokens: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, *,
+    cp_group: dist.ProcessGroup, **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """megatron-core's plain rotation of a packed row `[T, N, R]`, each token by its own place at once.
+
+    Angles `[longest segment or more, 1, 1, R]` are by place; what else there is goes on to the rotation of a batch.
+    """
+    places = _places(cu_seqlens, tokens.size(0), cp_group.size(), cp_group.rank())
+    return rope_utils._apply_rotary_pos_emb_bshd(tokens.unsqueeze(1), freqs[places], **options).squeeze(1)

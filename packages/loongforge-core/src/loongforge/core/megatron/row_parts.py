@@ -1,4 +1,4 @@
-"""What each query of this context parallel rank's part of a row sees, as calls of `packed_attention`.
+"""What each query of this context parallel rank's part of a row sees: calls of `packed_attention`, or a range of keys.
 
 Shapes: T tokens of this rank, C tokens of all context parallel ranks, R the tokens of one call.
 """
@@ -11,8 +11,10 @@ from itertools import pairwise
 
 import torch
 
-from loongforge.core.megatron.context_parallel import natural_order
+from loongforge.core.megatron.context_parallel import local_indices, natural_order
+from loongforge.core.platform.sending import sent
 from loongforge.kernels.packed_attention import Parts
+from loongforge.kernels.row_bounds import row_bounds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +51,35 @@ class RowParts:
             seen = [half * (chunk + 1) for half in halves]
             pairs = zip(segments, seen, strict=True)
             keys = torch.cat([gathered[start : start + count] for (start, _), count in pairs])
-            turns.append(Turn(keys=keys.to(device), parts=Parts.of(halves, seen, device)))
+            turns.append(Turn(keys=sent(keys, device), parts=Parts.of(halves, seen, device)))
         order = _by_chunk(halves)
         if len(segments) == 1:
             return cls(order=None, back=None, turns=tuple(turns))
-        return cls(order=order.to(device), back=torch.argsort(order).to(device), turns=tuple(turns))
+        return cls(order=sent(order, device), back=sent(torch.argsort(order), device), turns=tuple(turns))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sight:
+    """What this rank's tokens of a row may see, for layers that choose keys."""
+
+    boundaries: tuple[int, ...]
+    """Of the documents of the whole row."""
+    ks: torch.Tensor
+    """First key of each token, int32 `[T]`."""
+    ke: torch.Tensor
+    """One past its last key."""
+    rows: torch.Tensor
+    """Place of each token in the row, int64 `[T]`."""
+    natural: torch.Tensor | None
+    """int64 `[C]`, the order of the row among what was gathered, rank after rank; None for one rank."""
+
+    @classmethod
+    def of(cls, boundaries: Sequence[int], rank: int, size: int, device: torch.device) -> Sight:
+        """Of rank `rank` of `size`; `boundaries` as for `RowParts`."""
+        rows = local_indices(boundaries, rank, size, device)
+        ks, ke = row_bounds(sent(torch.tensor(boundaries), device), rows)
+        natural = None if size == 1 else natural_order(boundaries, size, device)
+        return cls(boundaries=tuple(boundaries), ks=ks, ke=ke, rows=rows, natural=natural)
 
 
 def _by_chunk(halves: Sequence[int]) -> torch.Tensor:

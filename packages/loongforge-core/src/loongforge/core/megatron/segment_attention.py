@@ -17,6 +17,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 
+from loongforge.core.platform.sending import sent
 from loongforge.kernels.packed_attention import Parts
 
 
@@ -50,7 +51,8 @@ class Segments:
         order = torch.argsort(place[numbers], stable=True)
         if torch.equal(order, torch.arange(len(order))):
             return cls(shapes=shapes, order=None, back=None, parts=parts)
-        return cls(shapes=shapes, order=order.to(device), back=torch.argsort(order).to(device), parts=parts)
+        back = sent(torch.argsort(order), device)
+        return cls(shapes=shapes, order=sent(order, device), back=back, parts=parts)
 
     def arranged(self) -> Segments:
         """The segments of the row that `order` makes of this one."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -33,10 +33,10 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-from loongforge.core.megatron.context_parallel import local_indices, natural_order
 from loongforge.core.megatron.indexer import Indexer
 from loongforge.core.megatron.indexer_loss import Scored, chosen_shares, every_key_loss, key_shares, rows_at_once
 from loongforge.core.megatron.layers import PackedRow
+from loongforge.core.megatron.row_parts import Sight
 from loongforge.core.model.geometry import IndexGeometry, LatentGeometry
 from loongforge.core.model.sparse_route import sparse_route
 from loongforge.kernels.attention_target import attention_target
@@ -44,22 +44,8 @@ from loongforge.kernels.dsa import absorb
 from loongforge.kernels.indexer_kl import indexer_kl
 from loongforge.kernels.lightning_indexer import Selection, lightning_indexer
 from loongforge.kernels.masked_mha import masked_mha
-from loongforge.kernels.row_bounds import row_bounds
 from loongforge.kernels.selection_bits import selection_bits
 from loongforge.kernels.sparse_mla import sparse_mla
-
-
-class Sight(NamedTuple):
-    """What this context parallel rank's tokens of a row may see."""
-
-    boundaries: tuple[int, ...]
-    """Of the documents of the whole row."""
-    ks: torch.Tensor
-    """First key of each token, int32 `[S]`."""
-    ke: torch.Tensor
-    """One past its last key."""
-    rows: torch.Tensor
-    """Place of each token in the row."""
 
 
 class SparseAttention(MegatronModule):
@@ -130,10 +116,9 @@ class SparseAttention(MegatronModule):
         if packed_seq_params is not None:
             query, key = query.unsqueeze(1), key.unsqueeze(1)
             value = value if absorbed else value.unsqueeze(1)
-        rows = local_indices(boundaries, self.cp.rank(), self.cp.size()).to(query.device)
-        sight = Sight(boundaries, *row_bounds(torch.tensor(boundaries, device=query.device), rows), rows)
-        key = self._of_all_contexts(key, boundaries)
-        value = value if absorbed else self._of_all_contexts(value, boundaries)
+        sight = self._sight(boundaries, packed_seq_params, query.device)
+        key = self._of_all_contexts(key, sight)
+        value = value if absorbed else self._of_all_contexts(value, sight)
         operands = [
             (query[:, row].contiguous(), key[:, row].contiguous(), value if absorbed else value[:, row].contiguous())
             for row in range(query.size(1))
@@ -157,13 +142,17 @@ class SparseAttention(MegatronModule):
             self._asked.append(attention_mask if self.indexer is None or not indices else torch.stack(indices))
         return torch.stack(outputs, dim=1).flatten(2)
 
-    def _of_all_contexts(self, tensor: torch.Tensor, boundaries: tuple[int, ...]) -> torch.Tensor:
+    def _sight(self, boundaries: tuple[int, ...], packed: PackedSeqParams | None, device: torch.device) -> Sight:
+        """Of a packed row once for all layers, a row of one document for each: that is less than to keep it."""
+        if isinstance(packed, PackedRow):
+            return packed.sight(self.cp.rank(), self.cp.size(), device)
+        return Sight.of(boundaries, self.cp.rank(), self.cp.size(), device)
+
+    def _of_all_contexts(self, tensor: torch.Tensor, sight: Sight) -> torch.Tensor:
         """`[S, B, ...]` to `[C, B, ...]` in the order of the sequence."""
-        size = self.cp.size()
-        if size == 1:
+        if sight.natural is None:
             return tensor
-        gathered = gather_from_sequence_parallel_region(tensor, group=self.cp)
-        return gathered[natural_order(boundaries, size).to(tensor.device)]
+        return gather_from_sequence_parallel_region(tensor, group=self.cp)[sight.natural]
 
     def _given(self, indices: torch.Tensor | None) -> list[Selection]:
         """As `_choose`, what the layer before chose; it has no scores, because nothing learns from them here."""
@@ -182,7 +171,7 @@ class SparseAttention(MegatronModule):
         query, key, weights = self.indexer(x, qr, frequencies[rows - ks], amplitude)
         if self.tp.size() > 1:
             key = gather_from_sequence_parallel_region(key, group=self.tp)
-        key = self._of_all_contexts(key, sight.boundaries)
+        key = self._of_all_contexts(key, sight)
         return [Scored(*(tensor[:, row].contiguous() for tensor in (query, key, weights))) for row in range(x.size(1))]
 
     def _choose(self, x: torch.Tensor | None, qr: torch.Tensor | None, sight: Sight) -> list[Selection]:

@@ -15,6 +15,7 @@ from loongforge.core.exchange.route import Grid, Item, Route, Scene, patch_slice
 from loongforge.core.megatron.grids import EncoderRanks, Seat
 from loongforge.core.model.contract import Visual
 from loongforge.core.model.geometry import EncoderGeometry
+from loongforge.core.platform.sending import sent
 
 
 class Tower(torch.nn.Module):
@@ -132,7 +133,7 @@ class OmniCombinationModel:
             return whole[patch_slices(scenes[item.replica][item.scene].grids)[item.number]]
 
         grids = [scenes[item.replica][item.scene].grids[item.number] for item in mine]
-        return self.tower(torch.cat([patch(item) for item in mine]).to(device, non_blocking=True), grids)
+        return self.tower(sent(torch.cat([patch(item) for item in mine]), device), grids)
 
     def _places(
         self, ways: Route, count: int, stages: int, device: torch.device
@@ -148,7 +149,7 @@ class OmniCombinationModel:
             peers = [rank for rank, one in enumerate(seats) if replace(one, tp=seat.tp) == there]
             here = ways.scene == number
             mine = here & np.isin(ways.target, peers if ways.shared else [own])
-            places.append(torch.from_numpy(np.sort(ways.hidden[mine])).to(device))
+            places.append(sent(torch.from_numpy(np.sort(ways.hidden[mine])), device))
             owed.append(int((here & (ways.target == own)).sum()))
         return tuple(places), tuple(owed)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
-from loongforge.core.step.batch import MicroBatch, further_on
+from loongforge.core.step.batch import MicroBatch, further_on, of_all_replicas
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -28,9 +27,7 @@ def depth_weights(plan: Plan, world: World, micro_batches: Sequence[Batch]) -> t
     for batch in micro_batches:
         masks = [batch["loss_mask"], *further_on(batch, "loss_mask", depths)]
         counts += torch.stack([mask.sum(dtype=torch.float64) for mask in masks])
-    counts = counts.to(world.device)
-    dist.all_reduce(counts, group=world.dp)
-    own, *further = counts.tolist()
+    own, *further = of_all_replicas(counts, world)
     share = plan.geometry.prediction_loss_coeff / depths
     return tuple(share * own / count if count else 0.0 for count in further)
 

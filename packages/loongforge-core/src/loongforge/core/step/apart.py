@@ -20,6 +20,7 @@ from loongforge.core.megatron.transformer_config import compute_type
 from loongforge.core.model.contract import Visual
 from loongforge.core.model.omni import Tower
 from loongforge.core.plan import Plan
+from loongforge.core.platform.sending import sent
 from loongforge.core.step.visual import scene_of
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Apart:
             assert not grids, "a micro-batch with items has patches"
             pixels, grids = tower.nothing(self._world.device)
         else:
-            pixels = pixels.to(self._world.device, non_blocking=True)
+            pixels = sent(pixels, self._world.device)
         rows = self.module(pixels, grids)
         return {ENCODER: rows.flatten(1).to(self.config.pipeline_dtype).contiguous()}, None
 
@@ -140,7 +141,7 @@ class Apart:
             share = scene.rows * scene.length // tp.size()
             here = places // share == tp.rank()
             places, order = places[here] - share * tp.rank(), order[here]
-        return Visual(rows=rows[order.to(rows.device)], positions=places.to(rows.device))
+        return Visual(rows=rows[sent(order, rows.device)], positions=sent(places, rows.device))
 
 
 def finish_gradients(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.distributed as dist
 
 from loongforge.core.megatron.context_parallel import local_indices
 from loongforge.core.megatron.groups import World
 from loongforge.core.megatron.layers import PackedRow
 from loongforge.core.model.contract import Ahead
+from loongforge.core.platform.sending import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,17 @@ def to_device(batch: Mapping[str, torch.Tensor], world: World, depths: int = 0) 
 
     def mine(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         cut = tensors if index is None else {name: tensor[..., index] for name, tensor in tensors.items()}
-        return {name: tensor.to(world.device, non_blocking=True) for name, tensor in cut.items()}
+        return {name: sent(tensor, world.device) for name, tensor in cut.items()}
 
     return MicroBatch(**mine(fields), packed=packed, ahead=Ahead(**mine(further)) if depths else None)
+
+
+def of_all_replicas(counts: torch.Tensor, world: World) -> list[float]:
+    """Sums of what data parallel ranks counted on the host, fp64 `[N]`; one of them alone asks no device."""
+    if world.dp.size() > 1:
+        counts = sent(counts, world.device)
+        dist.all_reduce(counts, group=world.dp)
+    return counts.tolist()
 
 
 AHEAD = ("tokens", "labels", "loss_mask")

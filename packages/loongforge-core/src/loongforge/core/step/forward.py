@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from loongforge.core.megatron.groups import World
 from loongforge.core.plan import Plan
+from loongforge.core.platform.sending import sent
 from loongforge.core.step.ahead import depth_weights, masked_sums, prediction_numbers
 from loongforge.core.step.apart import Apart
-from loongforge.core.step.batch import to_device
+from loongforge.core.step.batch import of_all_replicas, to_device
 from loongforge.core.step.finite import require_finite_gradients, require_finite_loss
 from loongforge.core.step.optimizer import Training
 from loongforge.core.step.visual import Feed, NoFeed
@@ -93,10 +94,9 @@ def _weigh_layer_losses(training: Training, world: World, micro_batches: Sequenc
 
     counts = torch.tensor(
         [[float(batch["loss_mask"].sum()), batch["loss_mask"].numel()] for batch in micro_batches],
-        dtype=torch.float64, device=world.device,
+        dtype=torch.float64,
     ).sum(0)  # fmt: skip
-    dist.all_reduce(counts, group=world.dp)
-    loss_tokens, tokens = counts.tolist()
+    loss_tokens, tokens = of_all_replicas(counts, world)
     weigh_layer_losses(training.config, int(loss_tokens), int(tokens))
 
 
@@ -227,9 +227,12 @@ def global_norm(plan: Plan, world: World, training: Training) -> float:
     if plan.encoder is None:
         return norms[0]
     # A rank knows the norms of the components it holds; each is equal wherever it is known.
-    known = torch.tensor([norm**2 for norm in norms], dtype=torch.float64, device=world.device)
+    known = torch.tensor([norm**2 for norm in norms], dtype=torch.float64)
     # Infinity must stay infinity: by default nan_to_num makes the largest number of it, whose root looks sound.
-    dist.all_reduce(known.nan_to_num_(nan=math.inf, posinf=math.inf), op=dist.ReduceOp.MAX)
+    known.nan_to_num_(nan=math.inf, posinf=math.inf)
+    if world.size > 1:
+        known = sent(known, world.device)
+        dist.all_reduce(known, op=dist.ReduceOp.MAX)
     return math.sqrt(float(known.sum()))
 
 

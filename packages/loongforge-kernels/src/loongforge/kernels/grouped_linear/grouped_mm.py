@@ -7,6 +7,7 @@ beside 2 operations for each of its group's rows; they are not kept for the back
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loongforge.kernels.grouped_linear.eager import grouped_linear as one_by_one
+from loongforge.kernels.sending import sent
 
 _ROW = 16
 """Bytes that the rows of all matrices are multiples of in torch's kernels, which take no matrix without rows either."""
@@ -23,7 +25,7 @@ _ROW = 16
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], *weights: Tensor) -> Tensor:
-        ends = torch.tensor(counts, device=x.device).cumsum(0).to(torch.int32)
+        ends = sent(torch.tensor(list(accumulate(counts)), dtype=torch.int32), x.device)
         ctx.counts = counts
         ctx.save_for_backward(x, ends, *weights)
         return F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)

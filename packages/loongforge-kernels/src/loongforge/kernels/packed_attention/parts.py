@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from loongforge.kernels.sending import sent
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Parts:
@@ -45,5 +47,4 @@ class Parts:
 
 
 def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
-    ends = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
-    return ends.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ends.to(device)
+    return sent(torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32), device)

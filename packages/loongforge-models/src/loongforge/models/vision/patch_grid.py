@@ -13,6 +13,8 @@ from math import isqrt
 import torch
 import torch.nn.functional as F
 
+from loongforge.core.platform.sending import sent
+
 Grid = Sequence[tuple[int, int, int]]
 
 
@@ -61,7 +63,7 @@ class PatchGrid:
         """Rotary angles fp32 `[P, 1, 1, channels]`, halves equal: the first pairs turn by row, the others by column."""
         steps = torch.arange(0, channels // 2, 2, dtype=torch.float32, device=device)
         speeds = 1.0 / base ** (steps / (channels // 2))
-        places = torch.stack([self.rows, self.columns], 1).to(device, torch.float32)
+        places = sent(torch.stack([self.rows, self.columns], 1).float(), device)
         half = (places[:, :, None] * speeds).flatten(1)
         return torch.cat([half, half], -1)[:, None, None]
 
@@ -71,15 +73,15 @@ class PatchGrid:
         first, weight = zip(
             *(_between(*axis, side) for axis in ((self.rows, self.heights), (self.columns, self.widths))), strict=True
         )
-        found: torch.Tensor | None = None
+        indices: list[torch.Tensor] = []
+        shares: list[torch.Tensor] = []
         for down in (0, 1):
             for right in (0, 1):
-                index = (first[0] + down).clamp(max=side - 1) * side + (first[1] + right).clamp(max=side - 1)
-                share = (weight[0] if down else 1 - weight[0]) * (weight[1] if right else 1 - weight[1])
-                part = F.embedding(index.to(table.device), table) * share.to(table.device)[:, None]
-                found = part if found is None else found + part
-        assert found is not None, "four corners"
-        return found
+                indices.append((first[0] + down).clamp(max=side - 1) * side + (first[1] + right).clamp(max=side - 1))
+                shares.append((weight[0] if down else 1 - weight[0]) * (weight[1] if right else 1 - weight[1]))
+        corners = zip(*(sent(torch.stack(each), table.device) for each in (indices, shares)), strict=True)
+        parts = [F.embedding(index, table) * share[:, None] for index, share in corners]
+        return parts[0] + parts[1] + parts[2] + parts[3]
 
 
 def _between(place: torch.Tensor, size: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 
 from loongforge.core.megatron.encoder_config import encoder_block, encoder_config
 from loongforge.core.megatron.segment_attention import SegmentedRow, Segments
+from loongforge.core.platform.sending import sent
 from loongforge.models.vision.initial_weights import initialise
 from loongforge.models.vision.patch_grid import PatchGrid
 
@@ -97,7 +98,7 @@ class VisionTower(MegatronModule):
         windows = Segments.of(places.windows(self.geometry.window_patches), torch.device("cpu"))
         order, back, frames = windows.order, windows.back, places.frames
         if order is not None and back is not None:
-            order, back, frames = order.to(device), back.to(device), frames[order]
+            order, back, frames = sent(order, device), sent(back, device), frames[order]
         row = SegmentedRow(
             qkv_format="sbhd", frames=Segments.of(frames, device), windows=windows.arranged(),
             frame_layers=frozenset(self.geometry.full_attention_layers),
