@@ -70,7 +70,13 @@ def _rotary_repairs() -> list[Substitution]:
         remove_when = "TransformerEngine takes angles [S, B, 1, R], and each token's own for packed rows"
         makers = (partial(rope.unless_of_each_token, ours=ours), partial(rope.unless_of_each_token_packed, ours=ours))
     names = ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")
-    return [
+    plain = Substitution(
+        owner=rope_utils, name="_apply_rotary_pos_emb_thd", remove_when="it asks the device for no length",
+        make=lambda original: rope.PlainRotation(rope_utils._apply_rotary_pos_emb_bshd),
+        why="latent attention, which is not fused, waits in every layer for the lengths of a packed row's documents, "
+        "and turns one after the other", upstream="models/common/embeddings/rope_utils.py",
+    )  # fmt: skip
+    return [plain] + [
         Substitution(owner=rope_utils, name=name, make=make, why=why, remove_when=remove_when,
                      upstream="models/common/embeddings/rope_utils.py")
         for name, make in zip(names, makers, strict=True)

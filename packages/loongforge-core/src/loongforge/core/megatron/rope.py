@@ -59,6 +59,27 @@ class Rotation:
         return self._made[1]
 
 
+class PlainRotation:
+    """megatron-core's plain rotation of a packed row, each token by its own place, all documents at once.
+
+    Layers hand over the same documents one after the other: the places are found for the first of them.
+    """
+
+    def __init__(self, turn: Rope) -> None:
+        """`turn` rotates a batch `[S, B, N, R]` by angles `[S, 1, 1, R]`."""
+        self._turn = turn
+        self._found: tuple[tuple[object, ...], torch.Tensor] | None = None
+
+    def __call__(
+        self, tokens: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, *, cp_group: Any, **options: Any
+    ) -> torch.Tensor:
+        """Turn `[T, N, R]` by the angles `[longest segment or more, 1, 1, R]` by place; `options` are a batch's."""
+        told = (cu_seqlens, tokens.size(0), cp_group.size(), cp_group.rank())
+        if self._found is None or not _same(self._found[0], told):
+            self._found = told, _places(*told)
+        return self._turn(tokens.unsqueeze(1), freqs[self._found[1]], **options).squeeze(1)
+
+
 def _same(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
     return len(left) == len(right) and all(
         a is b or (isinstance(a, int) and a == b) for a, b in zip(left, right, strict=True)
@@ -101,15 +122,3 @@ def unless_of_each_token_packed(fused: Rope, ours: Rotation) -> Rope:
         return (ours.packed if of_each_token(query, freqs) else fused)(query, ends, freqs, *args, **kwargs)
 
     return either
-
-
-def unfused_packed(
-    tokens: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, *,
-    cp_group: dist.ProcessGroup, **options: Any,
-) -> torch.Tensor:  # fmt: skip
-    """megatron-core's plain rotation of a packed row `[T, N, R]`, each token by its own place at once.
-
-    Angles `[longest segment or more, 1, 1, R]` are by place; what else there is goes on to the rotation of a batch.
-    """
-    places = _places(cu_seqlens, tokens.size(0), cp_group.size(), cp_group.rank())
-    return rope_utils._apply_rotary_pos_emb_bshd(tokens.unsqueeze(1), freqs[places], **options).squeeze(1)
