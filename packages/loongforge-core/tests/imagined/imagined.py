@@ -28,6 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from loongforge.core import env
+from loongforge.core.config.resolve import resolve
+from loongforge.core.plan import Plan
 from loongforge.core.platform import cpu_import, cpu_random, cpu_runtime
 from loongforge.core.platform.contract import Memory
 from loongforge.core.platform.cuda import CudaPlatform
@@ -70,12 +72,17 @@ def place() -> str:
     return "torch"
 
 
-PASSED_OVER = ("/tests/", "/cpu_runtime.py", "/sending.py")
-"""What sends for others."""
+PASSED_OVER = ("/tests/", "/testing/", "/cpu_runtime.py", "/sending.py")
+"""What sends for others, and what stands above every case."""
 
 
 class Imagination(FakeTensorMode):
     """Fake on the device, real on the host; what goes from one to the other is written down."""
+
+    def __enter__(self) -> Imagination:
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes its tensor on the host, then copies it
+        super().__enter__()
+        return self
 
     def dispatch(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -298,20 +305,17 @@ def _write_down_launches() -> None:
     cpu_runtime.Stream.synchronize = cpu_runtime.Event.synchronize = torch.cuda.synchronize = waits
 
 
-def second_step(flags: Sequence[str], platform: Imagined, worker: env.Worker) -> Record:
-    """Of a run with these flags on one rank, data that are random; what the first step alone does is not in it."""
+def second_step(plan: Plan, platform: Imagined, worker: env.Worker) -> Record:
+    """Of such a run on one rank; what the first step alone does is not in it."""
     from loongforge.core.checkpoint.sources import fresh_components
     from loongforge.core.checkpoint.start import find_start
-    from loongforge.core.config import resolve
     from loongforge.core.data.open import open_data
     from loongforge.core.megatron.groups import join
     from loongforge.core.model.build import build_model
-    from loongforge.core.plan import Plan
     from loongforge.core.step.forward import train_step
     from loongforge.core.step.optimizer import build_training
 
-    config = resolve.resolve([*flags, "data.source=mock"])
-    plan = Plan.of(config, 1)
+    config = plan.config
     if (experts := plan.geometry.experts) is not None:
         rows = config.train.seq_length * config.train.micro_batch_size * experts.topk
         COUNTS.update(experts=experts.num_experts, rows=rows)
@@ -321,7 +325,6 @@ def second_step(flags: Sequence[str], platform: Imagined, worker: env.Worker) ->
         with data.loader(0) as loader:
             batches = [loader.step(), loader.step()]
         with Imagination(allow_non_fake_inputs=True):
-            torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes its tensor on the host, then copies it
             model = build_model(plan, world, fresh=fresh_components(config.model, start))
             training = build_training(plan, world, model)
             train_step(plan, world, training, batches[0], 0)
@@ -331,17 +334,43 @@ def second_step(flags: Sequence[str], platform: Imagined, worker: env.Worker) ->
     return RECORD
 
 
+def every_way_to_ask(_: env.Worker) -> Record:
+    """What a step may do, once each, so that a test sees whether it is written down."""
+    with Imagination(allow_non_fake_inputs=True):
+        host = torch.arange(3)
+        there = host.to(GPU, non_blocking=True)
+        torch.tensor([1.0, 2.0], device=GPU)
+        there.copy_(host)
+        for ask in (float, int, bool, torch.Tensor.item):
+            ask(there[0])
+        there.tolist()
+        there.cpu()
+        there.to("cpu", non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        there[host]  # an index on the host, which torch sends
+    return RECORD
+
+
+ASKED = "asked"
+"""Name of the record of `every_way_to_ask`."""
+
+
+def _forked(case: Callable[[env.Worker], Record]) -> dict[str, Any] | str:
+    try:
+        return vars(run_distributed(case, 1)[0])
+    except AssertionError as error:
+        return str(error)
+
+
 def main() -> None:
     """All cases of the standard input."""
     warnings.simplefilter("ignore")
     platform = imagine()
     found: dict[str, Any] = {}
     for name, flags in json.load(sys.stdin).items():
-        try:
-            (record,) = run_distributed(functools.partial(second_step, flags, platform), 1)
-            found[name] = vars(record)
-        except AssertionError as error:
-            found[name] = str(error)
+        plan = Plan.of(resolve([*flags, "data.source=mock"]), 1)
+        found[name] = _forked(functools.partial(second_step, plan, platform))
+    found[ASKED] = _forked(every_way_to_ask)
     Path(sys.argv[1]).write_text(json.dumps(found))
 
 
