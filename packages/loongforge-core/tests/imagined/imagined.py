@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -37,8 +38,9 @@ from loongforge.core.platform.substitution import install
 from loongforge.core.testing import run_distributed
 
 NAME = "imagined"
-GPU = torch.device("cpu")
-"""The device; `imagine` makes it."""
+GPU = torch.device("privateuseone", 0)
+"""torch's place for a device of somebody else, which `imagine` names. Fake tensors on `cuda` run forward without a GPU,
+but autograd has no thread for them."""
 
 aten = torch.ops.aten
 
@@ -63,17 +65,17 @@ class Record:
 RECORD = Record()
 
 
-def place() -> str:
-    """The innermost line of ours or of megatron-core's that is at work; the autograd engine has none."""
-    for frame in reversed(traceback.extract_stack()):
-        for root in ("/loongforge/", "/megatron/core/"):
-            if root in frame.filename and not any(part in frame.filename for part in PASSED_OVER):
-                return f"{root[1:]}{frame.filename.rpartition(root)[2]} {frame.name}"
-    return "torch"
-
-
-PASSED_OVER = ("/tests/", "/testing/", "/cpu_runtime.py", "/sending.py")
+OURS = re.compile(r".*/(loongforge/(?:core|kernels|models)/.*|megatron/core/.*)")
+PASSED_OVER = re.compile(r"loongforge/core/(?:testing/|platform/cpu_runtime)|loongforge/kernels/sending")
 """What sends for others, and what stands above every case."""
+
+
+def place() -> str:
+    """The innermost function of ours or of megatron-core's that is at work; the autograd engine has none."""
+    for frame in reversed(traceback.extract_stack()):
+        if (found := OURS.fullmatch(frame.filename)) and not PASSED_OVER.match(found[1]):
+            return f"{found[1]} {frame.name}"
+    return "torch"
 
 
 class Imagination(FakeTensorMode):
@@ -138,7 +140,11 @@ TARGETS: dict[Any, str] = {}
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(part)
 
 
 def _copied(what: str, non_blocking: bool) -> None:
@@ -195,9 +201,8 @@ class Imagined(CudaPlatform):
 
 def imagine() -> Imagined:
     """Make the device, for all of this process."""
-    global GPU
     _setup_privateuseone_for_python_backend(NAME)  # a device type without code of its own whose tensors autograd takes
-    GPU = cpu_runtime.CPU = torch.device(NAME, 0)
+    cpu_runtime.CPU = GPU  # what the substitutions answer
     _remember_targets()
     _answer_as_a_gpu()
     platform = Imagined()
