@@ -33,8 +33,11 @@ def norm(foundation: float | None, tower: float | None) -> float:
     ]
     training: Any = SimpleNamespace(optimizer=optimizers[0], tower_optimizer=optimizers[1])
     plan: Any = SimpleNamespace(encoder=object())
-    world: Any = SimpleNamespace(device=torch.device("cpu"))
-    return global_norm(plan, world, training)
+    # The way of a rank alone, and that of several: the group here has one process.
+    worlds: list[Any] = [SimpleNamespace(device=torch.device("cpu"), size=size) for size in (1, 2)]
+    one, several = (global_norm(plan, world, training) for world in worlds)
+    assert one == several
+    return one
 
 
 def test_components_add_up() -> None:
