@@ -35,7 +35,7 @@ BATCH = "loongforge/core/step/batch.py mine: sends"
 DOCUMENTS = "loongforge/core/megatron/layers.py of: sends"
 """Where the documents of a packed row end, once for all its layers."""
 PARTS = "loongforge/kernels/packed_attention/parts.py _ends: sends"
-"""The same for attention: ends of the queries' parts, and of the keys'."""
+"""The same for attention, where keys end as queries do; and where the images of an encoder end."""
 SIGHT = "loongforge/core/megatron/row_parts.py of: sends"
 """The same for layers that choose keys; where rows are not packed, two numbers in each layer."""
 SPLITS = "megatron/core/transformer/moe/moe_utils.py maybe_move_tensor_to_cpu: reads"
@@ -131,7 +131,7 @@ CASES = {
         # two norms and the activation of every layer once more
         launches=QWEN3 | {"rms_norm.triton._forward": 6 * LAYERS + 1, "swiglu.triton._forward": 2 * LAYERS},
     ),
-    "packed": Case(flags=f"--model-name qwen3-0.6b {PACKED}", copies={DOCUMENTS: 1, PARTS: 2}, launches=QWEN3),
+    "packed": Case(flags=f"--model-name qwen3-0.6b {PACKED}", copies={DOCUMENTS: 1, PARTS: 1}, launches=QWEN3),
     "adapters": Case(
         flags="--model-name qwen3-0.6b --lora-rank 8",
         launches=QWEN3 | norms(4 * LAYERS + 1, frozen=1),  # the first layer's input has no gradient

@@ -30,8 +30,10 @@ class Parts:
         """Raises ValueError for a part without queries or with fewer keys than queries."""
         if len(queries) != len(keys) or any(not 0 < q <= k for q, k in zip(queries, keys, strict=False)):
             raise ValueError(f"parts of {list(queries)} queries and {list(keys)} keys: each has 0 < queries <= keys")
+        ends = _ends(queries, device)
+        same = list(queries) == list(keys)
         return cls(
-            queries=tuple(queries), keys=tuple(keys), query_ends=_ends(queries, device), key_ends=_ends(keys, device)
+            queries=tuple(queries), keys=tuple(keys), query_ends=ends, key_ends=ends if same else _ends(keys, device)
         )
 
     def each(
