@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 API = (1, 0)
 """Version of this contract. Major: breaking. Minor: additions with defaults."""
@@ -49,6 +49,12 @@ def _torch_paths(op: str, summary: str) -> tuple[KernelSpec, KernelSpec]:
             summary=f"{summary}: own backward, torch ops",
         ),
     )
+
+
+def _cpu_paths(op: str, summary: str, how: str) -> tuple[KernelSpec, KernelSpec]:
+    """As `_torch_paths`, where the one with its own backward is for CPUs: accelerators have fused kernels."""
+    reference, eager = _torch_paths(op, summary)
+    return reference, replace(eager, devices=("cpu",), summary=f"{summary}: {how}")
 
 
 def _triton_path(op: str, summary: str) -> KernelSpec:
@@ -164,40 +170,14 @@ KERNELS: tuple[KernelSpec, ...] = (
     *_peer_paths("te", _TE, ">=2.4,<3", "adamw", dtypes=("float32",)),
     *_delta_paths("causal_convolution", "causal convolution of each channel, and silu"),
     *_delta_paths("gated_delta_rule", "linear attention with a gated delta rule"),
-    KernelSpec(
-        op="causal_attention",
-        impl="reference",
-        target="loongforge.kernels.causal_attention.reference:causal_attention",
-        summary="causal attention: the plain truth",
-    ),
-    KernelSpec(
-        op="causal_attention",
-        impl="eager",
-        target="loongforge.kernels.causal_attention.eager:causal_attention",
-        devices=("cpu",),
-        priority=10,
-        summary="causal attention: matrix products of what each block may see, own backward",
-    ),
-    KernelSpec(
-        op="packed_attention",
-        impl="reference",
-        target="loongforge.kernels.packed_attention.reference:packed_attention",
-        summary="causal attention inside parts of a row: the plain truth",
-    ),
+    *_cpu_paths("causal_attention", "causal attention", "matrix products of what each block may see, own backward"),
+    *_cpu_paths("packed_attention", "attention inside parts of a row", "`causal_attention` for each part"),
     KernelSpec(
         op="packed_attention",
         impl="sdpa",
         target="loongforge.kernels.packed_attention.sdpa:packed_attention",
         priority=5,
-        summary="causal attention inside parts of a row: torch's attention, a call for each part",
-    ),
-    KernelSpec(
-        op="packed_attention",
-        impl="eager",
-        target="loongforge.kernels.packed_attention.eager:packed_attention",
-        devices=("cpu",),
-        priority=10,
-        summary="causal attention inside parts of a row: `causal_attention` for each part",
+        summary="attention inside parts of a row: torch's attention, a call for each part",
     ),
     KernelSpec(
         op="packed_attention",
@@ -208,7 +188,7 @@ KERNELS: tuple[KernelSpec, ...] = (
         capability="sm_80",
         priority=20,
         requires=("torch>=2.10",),
-        summary="causal attention inside parts of a row: torch's kernels for many lengths, one launch",
+        summary="attention inside parts of a row: torch's kernels for many lengths, one launch",
     ),
     KernelSpec(
         op="row_bounds",

@@ -76,17 +76,7 @@ def cases(op: str, device: torch.device, dtype: torch.dtype, kernels: Registry) 
                 },
             )
     elif op == "packed_attention":
-        for documents in (4, 64):
-            parts = _documents(tokens, documents, device)
-            yield Case(
-                name=f"packed_attention {tokens} tokens, {documents} documents, 16 and 8 heads of 64",
-                inputs=(leaf(tokens, 16, 64), leaf(tokens, 8, 64), leaf(tokens, 8, 64)),
-                rivals={
-                    "a slice for each": lambda q, k, v, p=parts: plain_packed_attention(q, k, v, p),
-                    "torch, one mask": lambda q, k, v, p=parts: masked_attention(q, k, v, p),
-                    "ours": lambda q, k, v, p=parts: ours(q, k, v, p, 0.125),
-                },
-            )
+        yield from _packed_cases(leaf(tokens, 16, 64), leaf(tokens, 8, 64), leaf(tokens, 8, 64), ours)
     else:
         for hidden, vocab in ((256, 8192), (768, 32000)):
             labels = torch.randint(vocab, (tokens // 2,), device=device)
@@ -138,6 +128,22 @@ def plain_swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up with torch's autograd."""
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
+
+
+def _packed_cases(query: Tensor, key: Tensor, value: Tensor, ours: Op) -> Iterator[Case]:
+    """Rows of a few documents and of many."""
+    (tokens, heads, width), groups = query.shape, key.shape[1]
+    for documents in (4, 64):
+        parts = _documents(tokens, documents, query.device)
+        yield Case(
+            name=f"packed_attention {tokens} tokens, {documents} documents, {heads} and {groups} heads of {width}",
+            inputs=(query, key, value),
+            rivals={
+                "a slice for each": lambda q, k, v, p=parts: plain_packed_attention(q, k, v, p),
+                "torch, one mask": lambda q, k, v, p=parts: masked_attention(q, k, v, p),
+                "ours": lambda q, k, v, p=parts: ours(q, k, v, p, width**-0.5),
+            },
+        )
 
 
 def plain_packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Parts) -> Tensor:

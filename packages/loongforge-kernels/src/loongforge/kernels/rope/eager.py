@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Turn = Callable[[Tensor, Tensor, Tensor, bool, int], Tensor]
+"""x turned by the angles of cos and sin times 1 or -1, with pairs of columns side by side or half a row apart."""
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> Tensor:
@@ -31,27 +35,27 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> 
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, turn: Turn) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _turn(x, cos, sin, interleaved, 1)
+        ctx.interleaved, ctx.turn = interleaved, turn
+        return turn(x, cos, sin, interleaved, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, sin, ctx.interleaved, -1), None, None, None
+        return ctx.turn(grad, cos, sin, ctx.interleaved, -1), None, None, None, None
 
 
-def check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Fail for what no implementation turns."""
+def by(turn: Turn, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The op by one way of turning; fails for what none turns."""
     assert 2 * cos.shape[-1] <= x.shape[-1], f"cos has {cos.shape[-1]} pairs, x only {x.shape[-1]} columns"
     assert not cos.requires_grad, "rope is differentiable in x alone"
     assert not sin.requires_grad, "rope is differentiable in x alone"
     assert torch.promote_types(x.dtype, cos.dtype) == cos.dtype, f"cos {cos.dtype} is narrower than x {x.dtype}"
+    return _Rope.apply(x, cos, sin, interleaved, turn)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """y like x; see the package."""
-    check(x, cos, sin)
-    return _Rope.apply(x, cos, sin, interleaved)
+    return by(_turn, x, cos, sin, interleaved)

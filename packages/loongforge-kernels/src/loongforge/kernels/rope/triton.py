@@ -13,9 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from loongforge.kernels.rope.eager import check
+from loongforge.kernels.rope.eager import by
 from loongforge.kernels.tiles import adjacent
 
 PAIRS = 1024
@@ -85,21 +84,6 @@ def _four(x: Tensor) -> Tensor:
     return x[(None,) * (4 - x.ndim)] if x.ndim <= 4 else x.flatten(0, x.ndim - 4)
 
 
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return turn(x, cos, sin, interleaved, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return turn(grad, cos, sin, ctx.interleaved, -1), None, None, None
-
-
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """y like x; see the package. Arithmetic is in fp32."""
-    check(x, cos, sin)
-    return _Rope.apply(x, cos, sin, interleaved)
+    return by(turn, x, cos, sin, interleaved)
